@@ -1,0 +1,77 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Row is one event on its way into the database: the exact bytes that were hashed, and the decoded event they hold, of
+// which the columns are projections.
+type Row struct {
+	Seq      uint64
+	Event    Event
+	PartTime time.Time // stored in the record, so that a replay lands in the same partition
+	Salt     [16]byte
+	Body     []byte
+	Leaf     Hash
+}
+
+// Batch is a contiguous run of rows of one stream.
+type Batch struct {
+	Stream StreamID
+	First  uint64 // sequence number of Rows[0]; streams start at 0
+	Prev   Hash   // chain head before Rows[0]; zero at the start of a stream
+	Chain  Hash   // chain head after the last row
+	Rows   []Row
+}
+
+// ErrIngested says that the batch (or a part of it from its first row on) is stored already: a replay after a lost
+// answer. The shipper then asks for the Head and goes on from there.
+var ErrIngested = errors.New("audit: batch is ingested already")
+
+// ErrChain says that the database holds another history for this stream: a gap, or a different chain. It is never
+// retried silently.
+var ErrChain = errors.New("audit: stream does not continue what is stored")
+
+// Storage takes batches for keeps. Ingest stores the manifest and every row in one transaction that is durable
+// (synchronous_commit on) when it returns nil, or stores nothing. Any error but ErrIngested and ErrChain is retried
+// for ever. Calls for one stream never overlap.
+type Storage interface {
+	// Head returns the next sequence number and the chain head that the database expects of the stream (0 and the
+	// zero hash for an unknown one).
+	Head(ctx context.Context, stream StreamID) (next uint64, chain Hash, err error)
+	Ingest(ctx context.Context, b Batch) error
+}
+
+// Query selects events for an officer, newest first. Zero fields do not restrict.
+type Query struct {
+	ID                                            ID
+	RequestID, Patient, User, Client, Interaction string
+	EntityType, EntityID                          string
+	Type                                          Type
+	Action                                        Action
+	Outcome                                       *Outcome
+	From, To                                      time.Time // recorded in [From, To)
+	Text                                          string    // free text over non-PHI fields
+	After                                         Position  // continue after this event (older); zero starts at the newest
+	Limit                                         int       // 1..200
+}
+
+// Position is the keyset of a stored event in newest-first order.
+type Position struct {
+	PartTime time.Time
+	ID       ID
+}
+
+// Stored is an event as the database holds it.
+type Stored struct {
+	Row
+	Stream   StreamID
+	Ingested time.Time
+}
+
+// Reader finds stored events.
+type Reader interface {
+	Find(ctx context.Context, q Query) ([]Stored, error)
+}

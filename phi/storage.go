@@ -1,0 +1,142 @@
+package phi
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// UUID is a random (version 4) UUID: a row or a key subject. It never carries a time.
+type UUID [16]byte
+
+// Sealed is a row as the storage knows it: ciphertext, pseudonyms and bookkeeping.
+type Sealed struct {
+	Ref
+	Row      UUID // identity of the record in associated data; the same for all its versions
+	Version  int64
+	Updated  time.Time // UTC, milliseconds
+	Method   string    // POST, PUT or DELETE: what made this version
+	Patients []string  // ids of the patients in whose compartment it is, the key's own first
+	Subject  UUID      // key subject: the patient's, or the organisation's (zero UUID)
+	Segment  uint16
+	KeyID    uint32 // generation of the subject's data key that sealed the cells
+	Cells    [NumClasses][]byte
+	Fetched  ClassSet // which cells were asked for; the others are nil whatever is stored
+	Seal     []byte
+	Digest   [16]byte // keyed digest of the submitted content: an import of the same content changes nothing
+
+	Key WrappedKey // the data key, fetched in the same round trip
+}
+
+// Deleted reports a tombstone.
+func (s *Sealed) Deleted() bool { return s.Method == "DELETE" }
+
+// WrappedKey is a data key under a key-encryption key.
+type WrappedKey struct {
+	Subject UUID
+	Segment uint16
+	KeyID   uint32
+	KEK     string // id of the key-encryption key that wraps it
+	Wrapped []byte // 60 bytes
+}
+
+// TokenKind names a blind index; numbers are stored, never reused.
+type TokenKind int16
+
+const (
+	TokenIdentifier      TokenKind = 1 // system|value
+	TokenIdentifierValue TokenKind = 2 // value in any system
+	TokenNamePrefix      TokenKind = 3 // truncated prefixes of each name part; candidates are verified after opening
+	TokenFamilyPrefix    TokenKind = 4
+	TokenGivenPrefix     TokenKind = 5
+	TokenBirthDate       TokenKind = 6
+	TokenPhone           TokenKind = 7
+	TokenEmail           TokenKind = 8
+)
+
+// Token is one entry of a blind index.
+type Token struct {
+	Kind  TokenKind
+	Value [16]byte
+}
+
+// Treatment is a treatment relationship that a record states.
+type Treatment struct{ Practitioner, Patient string }
+
+// Write is one new version of a record.
+type Write struct {
+	Sealed
+	Expect  int64       // version that must be current; 0: the record must not exist in any version
+	Tokens  []Token     // replace the record's tokens
+	Treats  []Treatment // replace the relationships that the record states
+	NewKeys []WrappedKey
+}
+
+// Guard makes a conditional create safe when two run at once: inside the transaction, under a lock on the tokens, no
+// current record of the type may carry all of them.
+type Guard struct {
+	Type   string
+	Tokens []Token
+}
+
+// Selection chooses current records of one type, ascending by id. All fields that are set must hold.
+type Selection struct {
+	Type        string
+	IDs         []string
+	Patients    []string  // in the compartment of one of them
+	Tokens      [][]Token // a conjunction of alternatives
+	UpdatedFrom time.Time // inclusive
+	UpdatedTo   time.Time // exclusive
+	After       string    // id to continue after
+	Limit       int       // 1..1000
+
+	// Practitioner restricts to records of patients that this practitioner treats; Patient to one compartment. They come
+	// from auth.Filter and apply before the limit.
+	Practitioner string
+	Patient      string
+}
+
+// Errors of Storage. Any other error means that the storage is not available now.
+var (
+	ErrNotFound = errors.New("phi: no such row")
+	ErrVersion  = errors.New("phi: row has another version")
+	ErrGuard    = errors.New("phi: a matching record exists")
+)
+
+// Storage keeps sealed rows. It sees ciphertext, tokens and pseudonyms only, so that every rule above it runs unchanged
+// in memory and on PostgreSQL. All methods may be called from many goroutines; none retries by itself.
+type Storage interface {
+	// Fetch returns the current version (a tombstone too) with its key in one round trip. Only the cells of classes are
+	// read from disk.
+	Fetch(ctx context.Context, ref Ref, classes ClassSet) (*Sealed, error)
+	// FetchVersion returns one version, current or not.
+	FetchVersion(ctx context.Context, ref Ref, version int64, classes ClassSet) (*Sealed, error)
+	// FetchHistory returns versions below before (0: from the newest), newest first.
+	FetchHistory(ctx context.Context, ref Ref, classes ClassSet, before int64, limit int) ([]*Sealed, error)
+	// Search returns current, not deleted records.
+	Search(ctx context.Context, sel Selection, classes ClassSet) ([]*Sealed, error)
+	// FetchMany returns the current versions of those that exist, in any order, tombstones too.
+	FetchMany(ctx context.Context, refs []Ref, classes ClassSet) ([]*Sealed, error)
+	// Key returns the newest data key of a subject's segment, ErrNotFound when there is none.
+	Key(ctx context.Context, subject UUID, segment uint16) (WrappedKey, error)
+	// Commit stores all writes in one transaction or none: ErrVersion (wrapped, with the ref in a *ConflictError) or
+	// ErrGuard when a condition does not hold. The superseded version stays readable by FetchVersion.
+	Commit(ctx context.Context, writes []Write, guards []Guard) error
+
+	// Secret returns the wrapped organisation secret of that name (index keys, cursor key), storing candidate first when
+	// there is none: whoever comes first wins, all get the same.
+	Secret(ctx context.Context, name string, candidate WrappedKey) (WrappedKey, error)
+
+	// Imported reports whether a source (by keyed digest) was imported whole; MarkImported notes that it was.
+	Imported(ctx context.Context, digest [16]byte) (bool, error)
+	MarkImported(ctx context.Context, digest [16]byte) error
+}
+
+// ConflictError names the record whose condition failed.
+type ConflictError struct {
+	Ref Ref
+	Err error // ErrVersion or ErrGuard
+}
+
+func (e *ConflictError) Error() string { return e.Ref.String() + ": " + e.Err.Error() }
+func (e *ConflictError) Unwrap() error { return e.Err }
