@@ -123,6 +123,10 @@ type Storage interface {
 	// ErrGuard when a condition does not hold. The superseded version stays readable by FetchVersion.
 	Commit(ctx context.Context, writes []Write, guards []Guard) error
 
+	// EnsureKey stores candidate as the data key of its subject and segment when there is none, and returns the one that is
+	// stored: whoever comes first wins.
+	EnsureKey(ctx context.Context, candidate WrappedKey) (WrappedKey, error)
+
 	// Secret returns the wrapped organisation secret of that name (index keys, cursor key), storing candidate first when
 	// there is none: whoever comes first wins, all get the same.
 	Secret(ctx context.Context, name string, candidate WrappedKey) (WrappedKey, error)
