@@ -3,34 +3,11 @@
 package demo
 
 import (
-	"context"
 	"crypto"
-	"io"
 	"log/slog"
 	"net/http"
 	"time"
 )
-
-// Cluster is a private PostgreSQL, 15 or newer, in a data directory.
-type Cluster struct{ unwritten int }
-
-// ClusterConfig configures StartCluster.
-type ClusterConfig struct {
-	Dir      string    // created when missing; the cluster lives in Dir/postgres
-	Progress io.Writer // plain lines: what is found, installed, waited for; nil is silent
-	Install  bool      // may install PostgreSQL (apt, else npm) when none is found
-}
-
-// StartCluster finds PostgreSQL (PATH, Debian's folders, what an earlier Install left in the user's cache), initialises the
-// cluster when there is none (checksums, SCRAM, loopback only, superuser password in Dir/postgres-password, 0600), takes
-// over or stops what a killed process left behind, and starts it on a free port. As root it runs as another user.
-func StartCluster(ctx context.Context, cfg ClusterConfig) (*Cluster, error) { panic("unwritten") }
-
-// DSN is the superuser's connection URL for a database ("postgres", "chartkeep").
-func (c *Cluster) DSN(database string) string { panic("unwritten") }
-
-// Stop stops the cluster (fast mode) and waits for it.
-func (c *Cluster) Stop() error { panic("unwritten") }
 
 // Persona is a demo user or client.
 type Persona struct {
