@@ -3,12 +3,19 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
+	"slices"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 )
 
-// Errors of Verify. ErrToken and ErrNoToken become 401; ErrOverload and ErrKeys become 503.
+// Errors of Authenticate, to be tested with errors.Is. ErrToken and ErrNoToken become 401; ErrOverload and ErrKeys
+// become 503. Their texts name the check that failed and never quote the token.
 var (
 	ErrNoToken  = errors.New("auth: no bearer token")
 	ErrRequest  = errors.New("auth: malformed authorization request") // 400 invalid_request
@@ -32,32 +39,199 @@ type VerifierConfig struct {
 	Now         func() time.Time
 }
 
+// withDefaults fills in what was left out and refuses what cannot be meant.
+func (cfg VerifierConfig) withDefaults() (VerifierConfig, error) {
+	if cfg.Issuer == "" || cfg.Audience == "" {
+		return cfg, errors.New("issuer and audience are required")
+	}
+	if cfg.Leeway < 0 || cfg.MaxLifetime < 0 || cfg.CacheFor < 0 {
+		return cfg, errors.New("negative duration")
+	}
+	for _, alg := range cfg.Algorithms {
+		if !slices.Contains(knownAlgorithms(), alg) {
+			return cfg, fmt.Errorf("algorithm %q is not supported", alg)
+		}
+	}
+	if len(cfg.Algorithms) == 0 {
+		cfg.Algorithms = knownAlgorithms()
+	}
+	if cfg.Leeway == 0 {
+		cfg.Leeway = 30 * time.Second
+	}
+	if cfg.MaxLifetime == 0 {
+		cfg.MaxLifetime = 24 * time.Hour
+	}
+	if cfg.CacheFor == 0 {
+		cfg.CacheFor = time.Minute
+	}
+	if cfg.Client == nil {
+		cfg.Client = &http.Client{Transport: &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true}}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return cfg, nil
+}
+
+// maxQueue is how many verifications may wait for a core. A flood of forged tokens fills it and is told to come back;
+// cached tokens do not pass through it.
+const maxQueue = 256
+
 // Verifier turns bearer tokens into Principals. Safe for concurrent use.
-type Verifier struct{ unwritten int }
+type Verifier struct {
+	expect   expected
+	cacheFor time.Duration
+	logger   *slog.Logger
+	now      func() time.Time
+	keys     *keyring
+	hasher   *hasher
+	cache    *tokenCache
+	revoked  *revocations
+	flights  singleflight.Group
+	cores    chan struct{}
+	queued   atomic.Int64
 
-// NewVerifier makes a Verifier; it fetches no key before Run.
-func NewVerifier(cfg VerifierConfig) (*Verifier, error) { panic("unwritten") }
+	hits, misses, refused atomic.Uint64
+}
 
-// Run keeps the issuer's keys fresh until ctx is done; readers never wait for it.
-func (v *Verifier) Run(ctx context.Context) error { panic("unwritten") }
+// NewVerifier makes a Verifier; it fetches no key before Run, or before the first token needs one.
+func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("configuring verifier: %w", err)
+	}
+	keys, err := newKeyring(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("configuring verifier: %w", err)
+	}
+	return &Verifier{
+		expect:   expected{issuer: cfg.Issuer, audience: cfg.Audience, leeway: cfg.Leeway, maxLifetime: cfg.MaxLifetime},
+		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now, keys: keys,
+		hasher: newHasher(), cache: newTokenCache(cacheCapacity),
+		revoked: newRevocations(cfg.MaxLifetime + 2*cfg.Leeway),
+		cores:   make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}, nil
+}
+
+// Run keeps the issuer's keys fresh until ctx is done; readers never wait for it. Afterwards the keys that are held go
+// on being used until they are too old.
+func (v *Verifier) Run(ctx context.Context) error {
+	swept := make(chan struct{})
+	go func() {
+		defer close(swept)
+		tick := time.NewTicker(v.cacheFor)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				v.cache.sweep(v.now())
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	v.keys.run(ctx)
+	<-swept
+	return nil
+}
 
 // Authenticate takes the values of all Authorization headers of a request, as received. It checks that there is exactly
-// one, of scheme Bearer, and verifies the token. The bytes are not kept.
+// one, of scheme Bearer, and verifies the token. The bytes are not kept. A token that was verified lately is answered
+// from memory; one that was not is verified once, however many requests carry it.
 func (v *Verifier) Authenticate(ctx context.Context, headers [][]byte) (*Principal, error) {
-	panic("unwritten")
+	token, err := bearer(headers)
+	if err != nil {
+		v.refused.Add(1)
+		return nil, err
+	}
+	d := v.hasher.digest(token)
+	if e := v.cache.get(d); e != nil && e.valid(v.now().UnixNano(), v.revoked) {
+		v.hits.Add(1)
+		return e.principal, nil
+	}
+	return v.authenticateCold(ctx, d, token)
+}
+
+// authenticateCold is apart so that what its closure captures does not weigh on the warm path.
+func (v *Verifier) authenticateCold(ctx context.Context, d digest, token []byte) (*Principal, error) {
+	v.misses.Add(1)
+	// The flight outlives any one of its callers, hence their contexts: it is bounded by the queue and by demandWait.
+	shared := context.WithoutCancel(ctx)
+	p, err, _ := v.flights.Do(string(d[:]), func() (any, error) { return v.verify(shared, d, token) })
+	if err != nil {
+		v.refused.Add(1)
+		return nil, err
+	}
+	return p.(*Principal), nil
+}
+
+// verify checks a token from its first byte to its last claim and caches the outcome. Refusals are not cached: most of
+// their reasons can heal.
+func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Principal, error) {
+	c, err := split(token)
+	if err != nil {
+		return nil, err
+	}
+	h, err := parseHeader(c.header)
+	if err != nil {
+		return nil, err
+	}
+	k, err := v.keys.lookup(ctx, h.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	if h.Algorithm != k.alg {
+		return nil, refuse("alg is not the key's")
+	}
+	// Read before anything is believed: a revocation from here on makes the entry be checked again.
+	epoch := v.revoked.epoch.Load()
+	if err := v.signature(k, c); err != nil {
+		return nil, err
+	}
+	now := v.now()
+	p, err := v.expect.principal(c.payload, now)
+	if err != nil {
+		return nil, err
+	}
+	e := &verified{
+		digest: d, principal: p, key: k,
+		from:  now.Add(-time.Second).UnixNano(), // callers read their clocks a little before we read ours
+		until: min(p.Expires.Add(v.expect.leeway).UnixNano(), now.Add(v.cacheFor).UnixNano()),
+	}
+	e.epoch.Store(epoch)
+	v.cache.put(e)
+	if v.revoked.dead(p) {
+		return nil, refuse("revoked")
+	}
+	return p, nil
+}
+
+// signature checks the signature on one of GOMAXPROCS cores.
+func (v *Verifier) signature(k *key, c compact) error {
+	if v.queued.Add(1) > int64(maxQueue+cap(v.cores)) {
+		v.queued.Add(-1)
+		return ErrOverload
+	}
+	defer v.queued.Add(-1)
+	v.cores <- struct{}{}
+	defer func() { <-v.cores }()
+	return k.verify(c)
 }
 
 // Revoke makes tokens dead at once on this instance: by session, by subject (issued before the time), by token id.
-func (v *Verifier) Revoke(r Revocation) { panic("unwritten") }
-
-// Revocation names what is revoked; Kind is "token", "session" or "subject".
-type Revocation struct {
-	Kind, ID  string
-	NotBefore time.Time
+func (v *Verifier) Revoke(r Revocation) {
+	if r.Kind != "token" && r.Kind != "session" && r.Kind != "subject" || r.ID == "" {
+		v.logger.Error("revocation of an unknown kind or of nothing was ignored", "kind", r.Kind)
+		return
+	}
+	v.revoked.add(r, v.now())
 }
 
 // Healthy returns nil when keys are held and fresh enough.
-func (v *Verifier) Healthy() error { panic("unwritten") }
+func (v *Verifier) Healthy() error { return v.keys.healthy() }
 
 // VerifierStats is a snapshot.
 type VerifierStats struct {
@@ -67,4 +241,10 @@ type VerifierStats struct {
 }
 
 // Stats returns the snapshot.
-func (v *Verifier) Stats() VerifierStats { panic("unwritten") }
+func (v *Verifier) Stats() VerifierStats {
+	s := VerifierStats{Hits: v.hits.Load(), Misses: v.misses.Load(), Refused: v.refused.Load()}
+	if set := v.keys.current.Load(); set != nil {
+		s.Keys, s.KeysFetched = len(set.keys), set.fetched
+	}
+	return s
+}

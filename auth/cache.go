@@ -1,0 +1,151 @@
+package auth
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"hash"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// digest identifies a token without being one: SHA-256 over a secret of this process and the token. Neither tokens nor
+// anything that an attacker could compute are kept.
+type digest [sha256.Size]byte
+
+// hasher makes digests without allocating.
+type hasher struct {
+	secret [32]byte
+	pool   sync.Pool
+}
+
+type hashState struct {
+	hash hash.Hash
+	sum  []byte
+}
+
+func newHasher() *hasher {
+	h := &hasher{pool: sync.Pool{New: func() any { return &hashState{hash: sha256.New(), sum: make([]byte, 0, sha256.Size)} }}}
+	_, _ = rand.Read(h.secret[:]) // documented never to fail
+	return h
+}
+
+func (h *hasher) digest(token []byte) digest {
+	s := h.pool.Get().(*hashState)
+	s.hash.Reset()
+	s.hash.Write(h.secret[:])
+	s.hash.Write(token)
+	d := digest(s.hash.Sum(s.sum))
+	h.pool.Put(s)
+	return d
+}
+
+// verified is a token that passed. All but the two atomics is immutable.
+type verified struct {
+	digest    digest
+	principal *Principal
+	key       *key
+	from      int64         // unix nanoseconds; before it the clock was stepped back, and nothing is known
+	until     int64         // unix nanoseconds: the end of the token or of the time to cache it
+	epoch     atomic.Uint64 // revocation epoch under which the principal was last seen alive
+	used      atomic.Bool   // since the clock hand came by
+}
+
+// valid reports whether the entry may still answer. It must stay free of allocations: it is the warm path.
+func (e *verified) valid(now int64, r *revocations) bool {
+	if now < e.from || now >= e.until || !e.key.alive.Load() {
+		return false
+	}
+	if epoch := r.epoch.Load(); epoch != e.epoch.Load() {
+		if r.dead(e.principal) {
+			return false
+		}
+		e.epoch.Store(epoch)
+	}
+	return true
+}
+
+const (
+	cacheShards   = 64
+	cacheCapacity = 100_000
+)
+
+// tokenCache holds verified tokens. It is bounded; a full shard gives up an entry that was not used lately (CLOCK),
+// which is always safe: the token is verified again.
+type tokenCache struct {
+	shards   [cacheShards]tokenShard
+	perShard int
+}
+
+type tokenShard struct {
+	mu    sync.RWMutex
+	index map[digest]int // place in ring
+	ring  []*verified
+	hand  int
+	_     [24]byte // keeps neighbours' locks on other cache lines
+}
+
+func newTokenCache(capacity int) *tokenCache {
+	c := &tokenCache{perShard: max(1, capacity/cacheShards)}
+	for i := range c.shards {
+		c.shards[i].index = map[digest]int{}
+	}
+	return c
+}
+
+// get returns the entry of exactly this digest, nil when there is none. The caller asks it whether it is valid.
+func (c *tokenCache) get(d digest) *verified {
+	s := &c.shards[d[0]%cacheShards]
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	at, ok := s.index[d]
+	if !ok {
+		return nil
+	}
+	e := s.ring[at]
+	if !e.used.Load() { // a store for each hit would make the cores fight over the line
+		e.used.Store(true)
+	}
+	return e
+}
+
+func (c *tokenCache) put(e *verified) {
+	s := &c.shards[e.digest[0]%cacheShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if at, ok := s.index[e.digest]; ok {
+		s.ring[at] = e
+		return
+	}
+	if len(s.ring) < c.perShard {
+		s.index[e.digest] = len(s.ring)
+		s.ring = append(s.ring, e)
+		return
+	}
+	for s.ring[s.hand].used.Swap(false) {
+		s.hand = (s.hand + 1) % len(s.ring)
+	}
+	delete(s.index, s.ring[s.hand].digest)
+	s.ring[s.hand], s.index[e.digest] = e, s.hand
+	s.hand = (s.hand + 1) % len(s.ring)
+}
+
+// sweep drops entries whose time is over, so that idle principals do not stay in memory.
+func (c *tokenCache) sweep(now time.Time) {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		kept := s.ring[:0]
+		for _, e := range s.ring {
+			if now.UnixNano() >= e.until {
+				delete(s.index, e.digest)
+				continue
+			}
+			s.index[e.digest] = len(kept)
+			kept = append(kept, e)
+		}
+		clear(s.ring[len(kept):])
+		s.ring, s.hand = kept, 0
+		s.mu.Unlock()
+	}
+}

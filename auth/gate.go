@@ -1,0 +1,338 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/base64"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// Limits of what the gate looks at. They bound the work that one hostile token can cause.
+const (
+	minToken    = 32
+	maxToken    = 8192
+	maxName     = 255 // sub, client_id, jti, sid, acr, kid and the like
+	maxKeyID    = 128
+	maxRoles    = 32
+	maxMethods  = 16
+	maxAudience = 16
+	maxDepth    = 8 // of JSON in a token; real ones have 2
+)
+
+// refuse is ErrToken with a reason from the source text, never from the token, so that it may be logged.
+func refuse(why string) error { return fmt.Errorf("%w: %s", ErrToken, why) }
+
+// bearer takes the token out of the Authorization headers (RFC 6750 section 2.1, RFC 9110 section 11.4). Two headers, or
+// two credentials in one, are a malformed request: proxies and frameworks disagree about which of them counts.
+func bearer(headers [][]byte) ([]byte, error) {
+	switch {
+	case len(headers) == 0:
+		return nil, ErrNoToken
+	case len(headers) > 1:
+		return nil, fmt.Errorf("%w: more than one Authorization header", ErrRequest)
+	}
+	const scheme = "Bearer"
+	h := headers[0]
+	if len(h) < len(scheme) || !bytes.EqualFold(h[:len(scheme)], []byte(scheme)) {
+		return nil, ErrNoToken
+	}
+	switch rest := h[len(scheme):]; {
+	case len(rest) == 0 || string(rest) == " ":
+		return nil, ErrNoToken
+	case rest[0] != ' ':
+		return nil, refuse("scheme and token are not separated by one space")
+	case len(rest)-1 < minToken || len(rest)-1 > maxToken:
+		if bytes.IndexByte(rest, ',') >= 0 {
+			return nil, fmt.Errorf("%w: more than one credential", ErrRequest)
+		}
+		return nil, refuse("token length")
+	default:
+		return rest[1:], nil
+	}
+}
+
+// compact is a token in JWS compact serialisation, cut into its parts.
+type compact struct {
+	header  []byte // decoded
+	payload []byte // decoded; not to be believed before the signature is verified
+	signed  []byte // the received bytes that the signature covers
+	sig     []byte // decoded
+}
+
+// split cuts a token and decodes its parts. Only the base64url alphabet and exactly two dots pass, so the decoder never
+// sees the line breaks that it would skip; strict decoding refuses unused bits that are not zero (RFC 4648 section 3.5):
+// a token has one spelling.
+func split(token []byte) (compact, error) {
+	var dots [2]int
+	found := 0
+	for i, c := range token {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_':
+		case c == '.' && found < 2:
+			dots[found] = i
+			found++
+		case c == ',':
+			return compact{}, fmt.Errorf("%w: more than one credential", ErrRequest)
+		default:
+			return compact{}, refuse("character outside the token alphabet")
+		}
+	}
+	if found != 2 {
+		return compact{}, refuse("not three parts")
+	}
+	out := compact{signed: token[:dots[1]]}
+	strict := base64.RawURLEncoding.Strict()
+	for _, part := range []struct {
+		to   *[]byte
+		text []byte
+	}{{&out.header, token[:dots[0]]}, {&out.payload, token[dots[0]+1 : dots[1]]}, {&out.sig, token[dots[1]+1:]}} {
+		decoded, err := strict.AppendDecode(nil, part.text)
+		if err != nil || len(decoded) == 0 {
+			return compact{}, refuse("part is empty or not canonical base64url")
+		}
+		*part.to = decoded
+	}
+	return out, nil
+}
+
+// header is all that a token header may hold. Every other name (jku, jwk, x5u, x5c, crit, b64, zip, cty…) would change
+// what is verified or how, so each is refused by its presence.
+type header struct {
+	Algorithm string `json:"alg"`
+	KeyID     string `json:"kid"`
+	Type      string `json:"typ"`
+}
+
+func parseHeader(b []byte) (header, error) {
+	var h header
+	if tooDeep(b) {
+		return h, refuse("header is nested too deeply")
+	}
+	if err := json.Unmarshal(b, &h, json.RejectUnknownMembers(true)); err != nil {
+		return h, refuse("header does not parse, or holds more than alg, kid and typ")
+	}
+	// RFC 9068 section 4: only access tokens, never ID, logout or DPoP tokens. Media types do not care about case.
+	if !strings.EqualFold(h.Type, "at+jwt") && !strings.EqualFold(h.Type, "application/at+jwt") {
+		return h, refuse("typ is not at+jwt")
+	}
+	if !printable(h.KeyID, maxKeyID) {
+		return h, refuse("kid is missing or not printable")
+	}
+	return h, nil
+}
+
+// claims are the members of a payload that mean something here (RFC 9068 section 2.2, SMART App Launch). Numbers are
+// pointers because null would otherwise decode as zero.
+type claims struct {
+	Issuer       string         `json:"iss"`
+	Audience     jsontext.Value `json:"aud"`
+	Subject      string         `json:"sub"`
+	Client       string         `json:"client_id"`
+	ID           string         `json:"jti"`
+	Session      string         `json:"sid"`
+	Expires      *int64         `json:"exp"`
+	Issued       *int64         `json:"iat"`
+	NotBefore    *int64         `json:"nbf"`
+	AuthTime     *int64         `json:"auth_time"`
+	Scope        string         `json:"scope"`
+	Roles        []string       `json:"roles"`
+	Patient      string         `json:"patient"`
+	FHIRUser     string         `json:"fhirUser"`
+	Name         string         `json:"name"`
+	ACR          string         `json:"acr"`
+	AMR          []string       `json:"amr"`
+	Confirmation jsontext.Value `json:"cnf"`
+}
+
+// expected is what a Verifier demands of claims.
+type expected struct {
+	issuer, audience    string
+	leeway, maxLifetime time.Duration
+}
+
+// principal decodes a payload whose signature was verified and checks every claim.
+func (e expected) principal(payload []byte, now time.Time) (*Principal, error) {
+	var c claims
+	if tooDeep(payload) {
+		return nil, refuse("claims are nested too deeply")
+	}
+	// This decoder is case-sensitive and refuses duplicate names, invalid UTF-8 and trailing bytes.
+	if err := json.Unmarshal(payload, &c); err != nil {
+		return nil, refuse("claims do not parse")
+	}
+	if c.Issuer != e.issuer {
+		return nil, refuse("iss is another issuer")
+	}
+	if !e.meant(c.Audience) {
+		return nil, refuse("aud does not name this service")
+	}
+	if err := e.current(c, now); err != nil {
+		return nil, err
+	}
+	if err := c.wellFormed(); err != nil {
+		return nil, err
+	}
+	p := &Principal{
+		Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, Session: c.Session, TokenID: c.ID, Name: c.Name,
+		Roles: c.Roles, Scopes: ParseScopes(c.Scope), Patient: c.Patient, FHIRUser: c.FHIRUser, ACR: c.ACR, AMR: c.AMR,
+		Issued: time.Unix(*c.Issued, 0).UTC(), Expires: time.Unix(*c.Expires, 0).UTC(),
+	}
+	if p.Session == "" {
+		p.Session = p.TokenID
+	}
+	if c.AuthTime != nil {
+		p.AuthTime = time.Unix(*c.AuthTime, 0).UTC()
+	}
+	return p, nil
+}
+
+// meant reports whether aud, a string or an array of strings, contains our audience.
+func (e expected) meant(aud jsontext.Value) bool {
+	var one string
+	var many []string
+	switch aud.Kind() {
+	case '"':
+		return json.Unmarshal(aud, &one) == nil && one == e.audience
+	case '[':
+		if json.Unmarshal(aud, &many) != nil || len(many) > maxAudience {
+			return false
+		}
+		for _, a := range many {
+			if a == e.audience {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// current checks the times of a token against now, with leeway for skewed clocks. All are whole seconds since 1970.
+func (e expected) current(c claims, now time.Time) error {
+	leeway := int64(e.leeway / time.Second)
+	if c.Expires == nil || c.Issued == nil || *c.Issued < 0 || *c.Expires <= *c.Issued {
+		return refuse("exp or iat is missing or out of order")
+	}
+	switch t := now.Unix(); {
+	case *c.Expires <= t-leeway:
+		return refuse("expired")
+	case *c.Issued > t+leeway:
+		return refuse("iat is in the future")
+	case c.NotBefore != nil && *c.NotBefore > t+leeway:
+		return refuse("nbf is in the future")
+	case *c.Expires-*c.Issued > int64(e.maxLifetime/time.Second):
+		return refuse("lifetime is too long")
+	case c.AuthTime != nil && (*c.AuthTime < 0 || *c.AuthTime > t+leeway):
+		return refuse("auth_time is in the future")
+	}
+	return nil
+}
+
+// wellFormed checks the claims that end up in audit events and decisions.
+func (c claims) wellFormed() error {
+	switch {
+	case !printable(c.Subject, maxName):
+		return refuse("sub is missing or not printable")
+	case !printable(c.Client, maxName):
+		return refuse("client_id is missing or not printable")
+	case !printable(c.ID, maxName):
+		return refuse("jti is missing or not printable")
+	case c.Session != "" && !printable(c.Session, maxName):
+		return refuse("sid is not printable")
+	case c.ACR != "" && !printable(c.ACR, maxName):
+		return refuse("acr is not printable")
+	case c.FHIRUser != "" && !printable(c.FHIRUser, maxName):
+		return refuse("fhirUser is not printable")
+	case c.Patient != "" && !isID(c.Patient):
+		return refuse("patient is not a FHIR id")
+	case !readable(c.Name):
+		return refuse("name is not readable text")
+	case len(c.Confirmation) != 0:
+		// RFC 7800: the token is bound to a key whose possession a bearer does not show.
+		return refuse("sender-constrained token sent as bearer")
+	case !allPrintable(c.Roles, maxRoles):
+		return refuse("roles")
+	case !allPrintable(c.AMR, maxMethods):
+		return refuse("amr")
+	}
+	return nil
+}
+
+func allPrintable(list []string, most int) bool {
+	if len(list) > most {
+		return false
+	}
+	for _, s := range list {
+		if !printable(s, maxName) {
+			return false
+		}
+	}
+	return true
+}
+
+// printable reports whether s is non-empty printable ASCII of at most most bytes.
+func printable(s string, most int) bool {
+	if s == "" || len(s) > most {
+		return false
+	}
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] > 0x7e {
+			return false
+		}
+	}
+	return true
+}
+
+// readable reports whether s, a display name, is printable text in any script.
+func readable(s string) bool {
+	if utf8.RuneCountInString(s) > maxName {
+		return false
+	}
+	for _, r := range s {
+		if !unicode.IsPrint(r) {
+			return false
+		}
+	}
+	return true
+}
+
+// isID reports whether s is a FHIR logical id (https://hl7.org/fhir/R4/datatypes.html#id).
+func isID(s string) bool {
+	if s == "" || len(s) > 64 {
+		return false
+	}
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// tooDeep reports whether JSON text nests deeper than maxDepth, before a parser is let near it.
+func tooDeep(b []byte) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > maxDepth {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
+}

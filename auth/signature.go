@@ -1,0 +1,138 @@
+package auth
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/lestrrat-go/jwx/v2/jwa"
+	"github.com/lestrrat-go/jwx/v2/jwk"
+	"github.com/lestrrat-go/jwx/v2/jws"
+)
+
+// This is the one file that knows jwx, which does two things here: it turns one JSON Web Key into a public key, and it
+// checks one signature with a key and an algorithm that we name. It never sees a token whole, so none of what it would
+// accept in a header or a set (crit, b64, oct keys, JSON serialisation) can matter.
+
+// key is one signature key of the issuer. It is bound to a single algorithm (RFC 8725 section 3.1); a token does not
+// get a say.
+type key struct {
+	id, alg  string
+	public   comparableKey
+	verifier jws.Verifier
+	alive    atomic.Bool // false as soon as the issuer no longer publishes the key: its cached tokens die with it
+}
+
+type comparableKey interface{ Equal(crypto.PublicKey) bool }
+
+func (k *key) same(other *key) bool { return k.alg == other.alg && k.public.Equal(other.public) }
+
+// verify checks the signature over the received bytes.
+func (k *key) verify(c compact) error {
+	if k.alg == jwa.ES256.String() && len(c.sig) != 64 {
+		return refuse("signature length")
+	}
+	if err := k.verifier.Verify(c.signed, c.sig, k.public); err != nil {
+		return refuse("signature")
+	}
+	return nil
+}
+
+// knownAlgorithms are the asymmetric algorithms that may be allowed; the first is preferred for RSA keys that do not
+// name theirs, after RS256, which OpenID Connect makes the default.
+func knownAlgorithms() []string {
+	return []string{jwa.PS256.String(), jwa.ES256.String(), jwa.EdDSA.String(), jwa.RS256.String()}
+}
+
+// jwkFields are what we read of a key by ourselves (RFC 7517 section 4).
+type jwkFields struct {
+	Type       string         `json:"kty"`
+	ID         string         `json:"kid"`
+	Use        string         `json:"use"`
+	Operations []string       `json:"key_ops"`
+	Algorithm  string         `json:"alg"`
+	Private    jsontext.Value `json:"d"`
+	Symmetric  jsontext.Value `json:"k"`
+}
+
+// errLeaked says that an issuer publishes secret key material: worth an alarm.
+var errLeaked = errors.New("key document holds secret key material")
+
+// parseKey accepts a key that is fit to verify access tokens. A key that is not is left out, and takes no other with it.
+func parseKey(raw jsontext.Value, allowed []string) (*key, error) {
+	var f jwkFields
+	if err := json.Unmarshal(raw, &f); err != nil {
+		return nil, errors.New("key does not parse")
+	}
+	switch {
+	case f.Type == "oct" || len(f.Private) != 0 || len(f.Symmetric) != 0:
+		return nil, errLeaked
+	case f.Use != "" && f.Use != "sig", f.Operations != nil && !slices.Contains(f.Operations, "verify"):
+		return nil, errors.New("key is not for signatures")
+	case !printable(f.ID, maxKeyID):
+		return nil, errors.New("key has no usable kid")
+	}
+	parsed, err := jwk.ParseKey(raw)
+	if err != nil {
+		return nil, errors.New("key does not parse")
+	}
+	var public any
+	if err := parsed.Raw(&public); err != nil {
+		return nil, errors.New("key has no usable material")
+	}
+	alg, checked, err := fit(public, f.Algorithm, allowed)
+	if err != nil {
+		return nil, err
+	}
+	verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(alg))
+	if err != nil {
+		return nil, fmt.Errorf("making a verifier: %w", err)
+	}
+	k := &key{id: f.ID, alg: alg, public: checked, verifier: verifier}
+	k.alive.Store(true)
+	return k, nil
+}
+
+// fit checks the strength of a public key and binds it to its one algorithm: the one that it names, or the only one
+// that its type leaves.
+func fit(public any, named string, allowed []string) (string, comparableKey, error) {
+	var candidates []jwa.SignatureAlgorithm
+	var checked comparableKey
+	switch k := public.(type) {
+	case *rsa.PublicKey:
+		// Above 8192 bits one signature costs so much that the key itself is an attack.
+		if bits := k.N.BitLen(); bits < 2048 || bits > 8192 || k.E < 65537 || k.E%2 == 0 {
+			return "", nil, errors.New("RSA key is too weak or too large")
+		}
+		candidates, checked = []jwa.SignatureAlgorithm{jwa.RS256, jwa.PS256}, k
+	case *ecdsa.PublicKey:
+		if k.Curve != elliptic.P256() {
+			return "", nil, errors.New("curve is not P-256")
+		}
+		if _, err := k.ECDH(); err != nil {
+			return "", nil, errors.New("point is not on the curve")
+		}
+		candidates, checked = []jwa.SignatureAlgorithm{jwa.ES256}, k
+	case ed25519.PublicKey:
+		if len(k) != ed25519.PublicKeySize {
+			return "", nil, errors.New("Ed25519 key has a wrong length")
+		}
+		candidates, checked = []jwa.SignatureAlgorithm{jwa.EdDSA}, k
+	default:
+		return "", nil, errors.New("key type is not supported")
+	}
+	for _, c := range candidates {
+		if (named == "" || named == c.String()) && slices.Contains(allowed, c.String()) {
+			return c.String(), checked, nil
+		}
+	}
+	return "", nil, errors.New("algorithm is not allowed for the key")
+}
