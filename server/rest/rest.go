@@ -8,10 +8,17 @@ package rest
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
 	"time"
+
+	"github.com/gofiber/fiber/v2"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
@@ -27,6 +34,9 @@ type Config struct {
 	Log      *audit.Log
 	Trail    audit.Reader
 	Level    phi.Levels
+
+	Relationships Relationships // nil: POST and DELETE /v1/relationships answer 501
+	Policy        Policy        // nil: GET /v1/roles answers 501
 
 	Issuer Issuer // endpoints that smart-configuration and the capability statement name
 
@@ -44,6 +54,17 @@ type Config struct {
 // Issuer is where the authorization server's endpoints are.
 type Issuer struct{ Issuer, Authorize, Token, Introspect, Revoke, JWKS string }
 
+// Relationships administers explicit treatment grants. Both calls may be made from many goroutines.
+type Relationships interface {
+	Grant(ctx context.Context, practitioner, patient, reason, by string) error
+	Ungrant(ctx context.Context, practitioner, patient, by string) error
+}
+
+// Policy reads the stored policy.
+type Policy interface {
+	Policy(ctx context.Context) (auth.Policy, error)
+}
+
 // Observation is what happened to one request; Route is the pattern, never the path.
 type Observation struct {
 	Route, Method string
@@ -54,13 +75,82 @@ type Observation struct {
 }
 
 // Server serves. Safe for concurrent use.
-type Server struct{ unwritten int }
+type Server struct {
+	cfg     Config
+	logger  *slog.Logger
+	app     *fiber.App
+	routes  []route
+	types   map[string]string // resource types served, to their own text: a lookup that copies nothing out of a request
+	proxies []netip.Prefix
+	fixed   []header // on every response but those of mounted handlers
+	start   time.Time
 
-// New builds the routes.
-func New(cfg Config) (*Server, error) { panic("unwritten") }
+	capability, smart, openapi document
+
+	ctx  context.Context // ends when Shutdown gives up on handlers
+	stop context.CancelFunc
+}
+
+// New builds the routes. It reads nothing and starts nothing.
+func New(cfg Config) (*Server, error) {
+	base, err := url.Parse(cfg.Base)
+	if err != nil || base.Host == "" || base.Path != fhirBase || (base.Scheme != "http" && base.Scheme != "https") {
+		return nil, fmt.Errorf("configuring rest: base URL must be absolute and end in %s", fhirBase)
+	}
+	if cfg.Records == nil || cfg.Verifier == nil || cfg.Access == nil || cfg.Log == nil || cfg.Trail == nil {
+		return nil, errors.New("configuring rest: records, verifier, access, log and trail are needed")
+	}
+	if cfg.BodyLimit == 0 {
+		cfg.BodyLimit = 16 << 20
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 30 * time.Second
+	}
+	if cfg.Level.Disclosure == 0 {
+		cfg.Level.Disclosure = audit.Power
+	}
+	if cfg.Level.Other == 0 {
+		cfg.Level.Other = audit.Process
+	}
+	s := &Server{cfg: cfg, logger: cfg.Logger, types: servedTypes(), start: time.Now().UTC().Truncate(time.Second)}
+	if s.logger == nil {
+		s.logger = slog.New(slog.DiscardHandler)
+	}
+	for _, n := range cfg.TLSClientNetworks {
+		p, err := netip.ParsePrefix(n)
+		if err != nil {
+			return nil, fmt.Errorf("configuring rest: parsing proxy network: %w", err)
+		}
+		s.proxies = append(s.proxies, p.Masked())
+	}
+	s.fixed = fixedHeaders(base.Scheme == "https")
+	s.routes = s.table()
+	if s.capability, err = s.newCapability(); err != nil {
+		return nil, fmt.Errorf("building capability statement: %w", err)
+	}
+	if s.smart, err = s.newSMART(); err != nil {
+		return nil, fmt.Errorf("building smart-configuration: %w", err)
+	}
+	s.openapi = newDocument(openapiJSON)
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.app = s.newApp()
+	return s, nil
+}
 
 // Serve serves on the listener until Shutdown.
-func (s *Server) Serve(l net.Listener) error { panic("unwritten") }
+func (s *Server) Serve(l net.Listener) error {
+	if err := s.app.Listener(l); err != nil && !errors.Is(err, net.ErrClosed) && !strings.Contains(err.Error(), "use of closed") {
+		return fmt.Errorf("serving: %w", err)
+	}
+	return nil
+}
 
-// Shutdown stops accepting, waits for handlers, and returns.
-func (s *Server) Shutdown(ctx context.Context) error { panic("unwritten") }
+// Shutdown stops accepting, waits for handlers, and returns. When ctx ends first, the contexts of the handlers that are
+// left are cancelled and its error is returned.
+func (s *Server) Shutdown(ctx context.Context) error {
+	defer s.stop()
+	if err := s.app.ShutdownWithContext(ctx); err != nil {
+		return fmt.Errorf("draining handlers: %w", err)
+	}
+	return nil
+}

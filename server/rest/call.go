@@ -1,0 +1,260 @@
+package rest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/gofiber/fiber/v2/utils"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
+)
+
+// call is one request on its way. It lives as long as the handler. Whatever it keeps from the request is a copy: Fiber's
+// strings are views of a buffer that the next request on the connection overwrites.
+type call struct {
+	s     *Server
+	http  *fiber.Ctx
+	route *route
+	ctx   context.Context
+
+	start     time.Time
+	requestID string
+	network   string
+	principal *auth.Principal // nil until authenticated
+	authTook  time.Duration
+	trace     phi.Trace
+	pretty    bool
+}
+
+// header is a response header whose bytes are made once.
+type header struct{ key, value []byte }
+
+func fixedHeaders(https bool) []header {
+	h := []header{
+		{[]byte("Cache-Control"), []byte("no-store")},
+		{[]byte("Pragma"), []byte("no-cache")},
+		{[]byte("Vary"), []byte("Accept, Authorization")},
+		{[]byte("X-Content-Type-Options"), []byte("nosniff")},
+		{[]byte("Referrer-Policy"), []byte("no-referrer")},
+		{[]byte("Content-Security-Policy"), []byte("default-src 'none'; frame-ancestors 'none'")},
+	}
+	if https {
+		h = append(h, header{[]byte("Strict-Transport-Security"), []byte("max-age=31536000; includeSubDomains")})
+	}
+	return h
+}
+
+// handle is the one way in for every registered route: identify, authenticate, guard, serve, answer, log.
+func (s *Server) handle(fc *fiber.Ctx, r *route) error {
+	c := &call{s: s, http: fc, route: r, start: time.Now()}
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Timeout)
+	defer cancel()
+	c.ctx = ctx
+	c.identify()
+	if err := c.guarded(); err != nil {
+		c.refuse(err)
+	}
+	c.finish()
+	return nil
+}
+
+// guarded runs the handler behind its guard, and turns a panic into an error that says nothing to the caller.
+func (c *call) guarded() (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			// The value is not logged: it may quote a record. Its type and the route are enough to find the place.
+			err = fmt.Errorf("handler panicked with a %T", v)
+		}
+	}()
+	switch g := c.route.guard; g.kind {
+	case guardOpen, guardMounted:
+	case guardRecords:
+		if err := c.authenticate(); err != nil {
+			return err
+		}
+	case guardCapability:
+		if err := c.authenticate(); err != nil {
+			return err
+		}
+		if d := c.s.cfg.Access.May(c.principal, g.capability); !d.Allowed {
+			return &refusal{status: http.StatusForbidden, code: "forbidden", text: "not permitted", decision: &d}
+		}
+	default:
+		return errors.New("route has no guard")
+	}
+	return c.route.serve(c)
+}
+
+// identify gives the request its id and the response the headers that every one has.
+func (c *call) identify() {
+	if id := c.http.Request().Header.Peek("X-Request-Id"); validRequestID(id) {
+		c.requestID = string(id)
+	} else {
+		c.requestID = utils.UUIDv4()
+	}
+	c.network = c.s.client(c.http)
+	h := &c.http.Response().Header
+	h.Set("X-Request-Id", c.requestID)
+	if c.route.guard.kind == guardMounted {
+		return // a sign-in page has its own rules
+	}
+	for i := range c.s.fixed {
+		h.SetCanonical(c.s.fixed[i].key, c.s.fixed[i].value)
+	}
+	if c.fhir() && len(c.http.Request().Header.Peek("Origin")) > 0 {
+		// Bearer tokens are not sent by a browser on its own, so any origin may ask (SMART App Launch wants CORS).
+		h.Set("Access-Control-Allow-Origin", "*")
+		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, WWW-Authenticate, X-Request-Id")
+	}
+}
+
+// validRequestID reports whether a client's id is [A-Za-z0-9._-]{1,64}: safe in a header, a log line and an event.
+func validRequestID(id []byte) bool {
+	if len(id) == 0 || len(id) > 64 {
+		return false
+	}
+	for _, b := range id {
+		if (b < '0' || b > '9') && (b < 'A' || b > 'Z') && (b < 'a' || b > 'z') && b != '.' && b != '_' && b != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+// client is the address of the client: the connection's, or, when that is a configured proxy, the last address in
+// X-Forwarded-For that is not one. What a client writes itself into that header stands further left and is never reached.
+func (s *Server) client(c *fiber.Ctx) string {
+	peer := c.Context().RemoteIP().String()
+	if len(s.proxies) == 0 || !s.proxied(peer) {
+		return peer
+	}
+	var hops []string
+	for _, v := range c.Request().Header.PeekAll("X-Forwarded-For") {
+		hops = append(hops, strings.Split(string(v), ",")...)
+	}
+	for i := len(hops) - 1; i >= 0; i-- {
+		a, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			return peer
+		}
+		if a = a.Unmap(); !s.proxied(a.String()) {
+			return a.String()
+		}
+	}
+	return peer
+}
+
+func (s *Server) proxied(address string) bool {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return false
+	}
+	for _, p := range s.proxies {
+		if p.Contains(a.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+// fhir reports whether the answer is in FHIR's words. Routes without a pattern (unknown paths) go by their path.
+func (c *call) fhir() bool {
+	p := c.route.pattern
+	if p == "" {
+		p = c.http.Path()
+	}
+	return p == fhirBase || strings.HasPrefix(p, fhirBase+"/")
+}
+
+// caller is what phi needs to know about the request.
+func (c *call) caller() (*phi.Caller, error) {
+	purpose := c.http.Request().Header.Peek("X-Purpose-Of-Use")
+	for _, b := range purpose {
+		if b < 'A' || b > 'Z' || len(purpose) > 16 {
+			return nil, invalid("X-Purpose-Of-Use is a code of capital letters")
+		}
+	}
+	return &phi.Caller{
+		Principal: c.principal,
+		Purpose:   string(purpose),
+		RequestID: c.requestID,
+		Network:   c.network,
+		Start:     c.start,
+		AuthTook:  c.authTook,
+		Trace:     &c.trace,
+	}, nil
+}
+
+// agent is the caller in events that are recorded here.
+func (c *call) agent() audit.Agent {
+	a := audit.Agent{Network: c.network}
+	if p := c.principal; p != nil {
+		a.User, a.Name, a.Client, a.Session, a.Roles, a.FHIRUser = p.Subject, p.Name, p.Client, p.Session, p.Roles, p.FHIRUser
+	}
+	return a
+}
+
+// options answers a preflight, and anybody who asks what a path can do.
+func (c *call) options(allow string) error {
+	h := &c.http.Response().Header
+	h.Set("Allow", allow)
+	if c.fhir() && len(c.http.Request().Header.Peek("Origin")) > 0 {
+		h.Set("Access-Control-Allow-Methods", allow)
+		h.Set("Access-Control-Allow-Headers", "Authorization, Accept, Content-Type, If-Match, If-None-Match, If-Modified-Since, If-None-Exist, Prefer, X-Request-Id, X-Purpose-Of-Use")
+		h.Set("Access-Control-Max-Age", "600")
+	}
+	c.http.Status(http.StatusNoContent)
+	return nil
+}
+
+// finish writes the access line and tells the observer. Neither sees path values, queries or bodies.
+func (c *call) finish() {
+	took := time.Since(c.start)
+	status := c.http.Response().StatusCode()
+	if c.s.logger.Enabled(c.ctx, slog.LevelInfo) {
+		subject := ""
+		if c.principal != nil {
+			subject = c.principal.Subject
+		}
+		c.s.logger.LogAttrs(c.ctx, slog.LevelInfo, "request",
+			slog.String("request_id", c.requestID),
+			slog.String("method", c.method()),
+			slog.String("route", c.route.pattern),
+			slog.Int("status", status),
+			slog.Int64("us", took.Microseconds()),
+			slog.Int("bytes", len(c.http.Response().Body())),
+			slog.String("subject", subject))
+	}
+	if c.s.cfg.Observe != nil {
+		c.s.cfg.Observe(Observation{
+			Route:  c.route.pattern,
+			Method: c.method(),
+			Status: status,
+			Took:   took,
+			Auth:   c.authTook,
+			Trace:  c.trace,
+		})
+	}
+}
+
+// method is the request's method out of a fixed list: an observer may keep it, and a made-up method is not echoed.
+func (c *call) method() string {
+	if c.route.method != "" {
+		return c.route.method
+	}
+	for _, m := range fiber.DefaultMethods {
+		if m == c.http.Method() {
+			return m
+		}
+	}
+	return "OTHER"
+}

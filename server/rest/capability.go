@@ -1,0 +1,255 @@
+package rest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/chartkeep/chartkeep/phi/fhir"
+)
+
+// document is a public text that is made once: it holds nothing about anybody, so it may be cached.
+type document struct {
+	body []byte
+	etag string
+}
+
+func newDocument(body []byte) document {
+	sum := sha256.Sum256(body)
+	return document{body, `"` + hex.EncodeToString(sum[:8]) + `"`}
+}
+
+// publish answers with a public document.
+func (c *call) publish(d document, media string) error {
+	h := &c.http.Response().Header
+	h.Set("ETag", d.etag)
+	h.Set("Cache-Control", "public, max-age=300")
+	h.Del("Pragma")
+	for _, tag := range bytes.Split(c.http.Request().Header.Peek("If-None-Match"), []byte(",")) {
+		if t := string(bytes.TrimSpace(tag)); t == d.etag || t == "*" || t == "W/"+d.etag {
+			c.http.Response().SetStatusCode(http.StatusNotModified)
+			return nil
+		}
+	}
+	body := d.body
+	if c.pretty {
+		var b bytes.Buffer
+		if err := json.Indent(&b, body, "", "  "); err != nil {
+			return fmt.Errorf("indenting document: %w", err)
+		}
+		body = b.Bytes()
+	}
+	h.SetContentType(media)
+	c.http.Response().SetBodyRaw(body)
+	return nil
+}
+
+func (c *call) metadata() error {
+	if err := c.negotiate(); err != nil {
+		return err
+	}
+	return c.publish(c.s.capability, mediaFHIR)
+}
+
+// smartConfiguration takes any Accept: clients often send none that fits (SMART App Launch 2.2, section 8.1).
+func (c *call) smartConfiguration() error { return c.publish(c.s.smart, mediaJSON) }
+
+// The CapabilityStatement's parts, as far as they are said (http://hl7.org/fhir/R4/capabilitystatement.html).
+type (
+	capabilityStatement struct {
+		ResourceType   string         `json:"resourceType"`
+		Status         string         `json:"status"`
+		Date           string         `json:"date"`
+		Kind           string         `json:"kind"`
+		Software       software       `json:"software"`
+		Implementation implementation `json:"implementation"`
+		FHIRVersion    string         `json:"fhirVersion"`
+		Format         []string       `json:"format"`
+		Rest           []restMode     `json:"rest"`
+	}
+	software struct {
+		Name    string `json:"name"`
+		Version string `json:"version,omitempty"`
+	}
+	implementation struct {
+		Description string `json:"description"`
+		URL         string `json:"url"`
+	}
+	restMode struct {
+		Mode        string         `json:"mode"`
+		Security    security       `json:"security"`
+		Resource    []resourceMode `json:"resource"`
+		Interaction []coded        `json:"interaction"`
+	}
+	security struct {
+		Extension   []extension `json:"extension,omitempty"`
+		CORS        bool        `json:"cors"`
+		Service     []concept   `json:"service"`
+		Description string      `json:"description"`
+	}
+	concept struct {
+		Coding []coding `json:"coding"`
+		Text   string   `json:"text"`
+	}
+	coding struct {
+		System string `json:"system"`
+		Code   string `json:"code"`
+	}
+	extension struct {
+		URL       string      `json:"url"`
+		Extension []extension `json:"extension,omitempty"`
+		ValueURI  string      `json:"valueUri,omitempty"`
+	}
+	coded struct {
+		Code string `json:"code"`
+	}
+	resourceMode struct {
+		Type              string        `json:"type"`
+		Interaction       []coded       `json:"interaction"`
+		Versioning        string        `json:"versioning"`
+		ReadHistory       bool          `json:"readHistory"`
+		UpdateCreate      bool          `json:"updateCreate"`
+		ConditionalCreate bool          `json:"conditionalCreate"`
+		ConditionalRead   string        `json:"conditionalRead"`
+		SearchParam       []searchParam `json:"searchParam"`
+	}
+	searchParam struct {
+		Name string `json:"name"`
+		Type string `json:"type"`
+	}
+)
+
+// newCapability states what the table routes, for the types and parameters that phi/fhir understands: it is made of them,
+// so it cannot claim more.
+func (s *Server) newCapability() (document, error) {
+	var interactions, system []coded
+	for _, r := range s.routes {
+		i := coded{r.interaction}
+		switch {
+		case r.perType && !slices.Contains(interactions, i):
+			interactions = append(interactions, i)
+		case r.interaction == "transaction" && !slices.Contains(system, i):
+			system = append(system, i, coded{"batch"})
+		}
+	}
+	var resources []resourceMode
+	for _, t := range fhir.Types() {
+		if s.types[t] == "" {
+			continue
+		}
+		resources = append(resources, resourceMode{
+			Type:              t,
+			Interaction:       interactions,
+			Versioning:        "versioned",
+			ReadHistory:       true,
+			UpdateCreate:      true,
+			ConditionalCreate: true,
+			ConditionalRead:   "full-support",
+			SearchParam:       searchParams(t),
+		})
+	}
+	var uris []extension
+	for _, u := range []struct{ name, url string }{
+		{"authorize", s.cfg.Issuer.Authorize},
+		{"token", s.cfg.Issuer.Token},
+		{"introspect", s.cfg.Issuer.Introspect},
+		{"revoke", s.cfg.Issuer.Revoke},
+	} {
+		if u.url != "" {
+			uris = append(uris, extension{URL: u.name, ValueURI: u.url})
+		}
+	}
+	var oauth []extension
+	if uris != nil {
+		oauth = []extension{{URL: "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris", Extension: uris}}
+	}
+	body, err := json.Marshal(capabilityStatement{
+		ResourceType:   "CapabilityStatement",
+		Status:         "active",
+		Date:           s.start.Format("2006-01-02T15:04:05Z07:00"),
+		Kind:           "instance",
+		Software:       software{"Chartkeep", s.cfg.Version},
+		Implementation: implementation{"Chartkeep FHIR API", s.cfg.Base},
+		FHIRVersion:    "4.0.1",
+		Format:         []string{"json", "application/fhir+json"},
+		Rest: []restMode{{
+			Mode: "server",
+			Security: security{
+				Extension: oauth,
+				CORS:      true,
+				Service: []concept{{
+					Coding: []coding{{"http://terminology.hl7.org/CodeSystem/restful-security-service", "SMART-on-FHIR"}},
+					Text:   "OAuth 2 with SMART scopes",
+				}},
+				Description: "A bearer token (RFC 6750) of type at+jwt (RFC 9068) is needed for everything but this statement and .well-known/smart-configuration.",
+			},
+			Resource:    resources,
+			Interaction: system,
+		}},
+	})
+	return newDocument(body), err
+}
+
+// searchParams are the parameters of a type: those that work on every type, and those that phi/fhir matches.
+func searchParams(resourceType string) []searchParam {
+	list := []searchParam{{"_id", "token"}, {"_lastUpdated", "date"}}
+	for _, p := range fhir.SearchParams(resourceType) {
+		if !strings.HasPrefix(p.Name, "_") {
+			list = append(list, searchParam{p.Name, p.Type})
+		}
+	}
+	return list
+}
+
+// newSMART is the discovery document (https://hl7.org/fhir/smart-app-launch/conformance.html). It names what the issuer
+// has endpoints for and no capability that is not there.
+func (s *Server) newSMART() (document, error) {
+	i := s.cfg.Issuer
+	d := struct {
+		Issuer       string   `json:"issuer,omitempty"`
+		JWKS         string   `json:"jwks_uri,omitempty"`
+		Authorize    string   `json:"authorization_endpoint,omitempty"`
+		Token        string   `json:"token_endpoint,omitempty"`
+		Introspect   string   `json:"introspection_endpoint,omitempty"`
+		Revoke       string   `json:"revocation_endpoint,omitempty"`
+		Grants       []string `json:"grant_types_supported"`
+		Responses    []string `json:"response_types_supported,omitempty"`
+		Methods      []string `json:"code_challenge_methods_supported"`
+		Auth         []string `json:"token_endpoint_auth_methods_supported,omitempty"`
+		Algorithms   []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
+		Scopes       []string `json:"scopes_supported"`
+		Capabilities []string `json:"capabilities"`
+	}{
+		Issuer:       i.Issuer,
+		JWKS:         i.JWKS,
+		Authorize:    i.Authorize,
+		Token:        i.Token,
+		Introspect:   i.Introspect,
+		Revoke:       i.Revoke,
+		Grants:       []string{},
+		Methods:      []string{"S256"},
+		Scopes:       []string{"openid", "fhirUser", "launch/patient", "offline_access", "patient/*.rs", "user/*.cruds", "system/*.cruds"},
+		Capabilities: []string{"permission-patient", "permission-user", "permission-v1", "permission-v2"},
+	}
+	if i.Authorize != "" {
+		d.Grants = append(d.Grants, "authorization_code", "refresh_token")
+		d.Responses = []string{"code"}
+		d.Capabilities = append(d.Capabilities, "launch-standalone", "client-public", "context-standalone-patient", "permission-offline")
+	}
+	if i.Token != "" {
+		d.Grants = append(d.Grants, "client_credentials")
+		d.Auth = []string{"private_key_jwt", "none"}
+		d.Algorithms = []string{"RS384", "ES384"}
+		d.Capabilities = append(d.Capabilities, "client-confidential-asymmetric")
+	}
+	if i.JWKS != "" && i.Authorize != "" {
+		d.Capabilities = append(d.Capabilities, "sso-openid-connect")
+	}
+	body, err := json.Marshal(d)
+	return newDocument(body), err
+}

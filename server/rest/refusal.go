@@ -1,0 +1,244 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/fhir"
+)
+
+// refusal is an answer other than success. Its words are ours: nothing that came with the request is in it.
+type refusal struct {
+	status    int
+	code      string // http://hl7.org/fhir/R4/valueset-issue-type.html
+	text      string
+	challenge string         // WWW-Authenticate
+	issues    []fhir.Issue   // instead of code and text
+	kind      audit.Type     // of the event; TypeREST when ""
+	decision  *auth.Decision // what refused, when it was a decision of this package's
+	recorded  bool           // phi has recorded it already
+	cause     error          // for the log
+}
+
+func (r *refusal) Error() string { return r.text }
+func (r *refusal) Unwrap() error { return r.cause }
+
+// invalid is 400 for a request that cannot be understood.
+func invalid(text string) *refusal {
+	return &refusal{status: http.StatusBadRequest, code: "invalid", text: text}
+}
+
+// ofKind is the error table of FHIR requests (http://hl7.org/fhir/R4/http.html): what phi says, as HTTP. Where issues is
+// true phi's own findings are shown; elsewhere one text stands for all causes, so that neither existence nor reason
+// leaks.
+func ofKind(k phi.Kind) (status int, code, text string, issues bool) {
+	switch k {
+	case phi.Invalid:
+		return http.StatusBadRequest, "invalid", "the request cannot be understood", true
+	case phi.Unprocessable:
+		return http.StatusUnprocessableEntity, "processing", "the content is against the rules", true
+	case phi.Denied:
+		return http.StatusForbidden, "forbidden", "not permitted", false
+	case phi.NotFound:
+		return http.StatusNotFound, "not-found", "no such resource", false
+	case phi.Gone:
+		return http.StatusGone, "deleted", "the resource was deleted", false
+	case phi.Conflict:
+		return http.StatusConflict, "conflict", "the resource changed meanwhile", true
+	case phi.PreconditionFailed:
+		return http.StatusPreconditionFailed, "conflict", "the condition does not hold", true
+	case phi.TooLarge:
+		return http.StatusRequestEntityTooLarge, "too-long", "too large", true
+	case phi.Unavailable:
+		return http.StatusServiceUnavailable, "transient", "try again later", false
+	default: // phi.Integrity, and a kind that this table does not know
+		return http.StatusInternalServerError, "exception", "internal error", false
+	}
+}
+
+// refused says an error in the table's words.
+func refused(err error) *refusal {
+	var r *refusal
+	if errors.As(err, &r) {
+		return r
+	}
+	var e *phi.Error
+	if errors.As(err, &e) {
+		r = &refusal{recorded: true, cause: err}
+		var show bool
+		if r.status, r.code, r.text, show = ofKind(e.Kind); show {
+			r.issues = e.Issues
+		}
+		if e.Kind == phi.Denied {
+			r.challenge = `Bearer realm="chartkeep", error="insufficient_scope"`
+		}
+		return r
+	}
+	if errors.Is(err, audit.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return &refusal{status: http.StatusServiceUnavailable, code: "transient", text: "try again later", cause: err}
+	}
+	return &refusal{status: http.StatusInternalServerError, code: "exception", text: "internal error", cause: err}
+}
+
+// refuse answers with an error, after its event is durable.
+func (c *call) refuse(err error) {
+	r := refused(err)
+	if r.status >= http.StatusInternalServerError && r.status != http.StatusNotImplemented {
+		c.s.logger.LogAttrs(c.ctx, slog.LevelError, "request failed",
+			slog.String("request_id", c.requestID), slog.String("route", c.route.pattern), slog.String("error", err.Error()))
+	}
+	if r.decision != nil && r.challenge == "" {
+		r.challenge = `Bearer realm="chartkeep", error="insufficient_scope"`
+	}
+	if !r.recorded {
+		if _, e := c.record(c.s.cfg.Level.Other, c.refusalEvent(r)); e != nil {
+			// A refusal that leaves no trace is no refusal: the caller is told to come back instead.
+			r = &refusal{status: http.StatusServiceUnavailable, code: "transient", text: "try again later", cause: e}
+		}
+	}
+	c.answer(r)
+}
+
+// answer writes the refusal as OperationOutcome or, under /v1, as problem details (RFC 9457).
+func (c *call) answer(r *refusal) {
+	res := c.http.Response()
+	res.ResetBody()
+	res.SetStatusCode(r.status)
+	res.Header.Del("Content-Location")
+	res.Header.Del("Location")
+	if r.challenge != "" {
+		res.Header.Set("WWW-Authenticate", r.challenge)
+	}
+	if r.status == http.StatusServiceUnavailable {
+		res.Header.Set("Retry-After", "2")
+	}
+	if c.fhir() {
+		res.Header.SetContentType(mediaFHIR)
+		res.SetBodyRaw(outcome(r))
+		return
+	}
+	res.Header.SetContentType("application/problem+json")
+	res.SetBodyRaw(problem(r, c.requestID))
+}
+
+// outcome is the refusal as an OperationOutcome (http://hl7.org/fhir/R4/operationoutcome.html).
+func outcome(r *refusal) []byte {
+	issues := r.issues
+	if len(issues) == 0 {
+		issues = []fhir.Issue{{Severity: "error", Code: r.code, Diagnostics: r.text}}
+	}
+	return appendOutcome(nil, issues)
+}
+
+func problem(r *refusal, requestID string) []byte {
+	b, _ := json.Marshal(struct { // of strings and an int: cannot fail
+		Type      string `json:"type"`
+		Title     string `json:"title"`
+		Status    int    `json:"status"`
+		Detail    string `json:"detail"`
+		RequestID string `json:"request_id"`
+	}{"about:blank", http.StatusText(r.status), r.status, r.text, requestID})
+	return b
+}
+
+// refusalEvent is the event of a request that did not reach phi.
+func (c *call) refusalEvent(r *refusal) *audit.Event {
+	e := &audit.Event{
+		Type:        audit.TypeREST,
+		Interaction: c.route.interaction,
+		Action:      c.action(),
+		Outcome:     audit.MinorFailure,
+		OutcomeDesc: r.text,
+		Agent:       c.agent(),
+		RequestID:   c.requestID,
+		Timing:      audit.Timing{Total: micros(time.Since(c.start)), Auth: micros(c.authTook)},
+	}
+	if r.kind != "" {
+		e.Type = r.kind
+	}
+	if r.status >= http.StatusInternalServerError {
+		e.Outcome = audit.SeriousFailure
+	}
+	if t, ok := c.s.types[c.http.Params("type")]; ok {
+		e.Entities = []audit.Entity{{Type: t}}
+	}
+	if d := r.decision; d != nil {
+		e.Decision = audit.Decision{Allowed: d.Allowed, Rule: d.Rule, Reason: string(d.Reason), View: d.View, Policy: d.Policy}
+	}
+	return e
+}
+
+// action is the letter of the request in events.
+func (c *call) action() audit.Action {
+	switch c.route.interaction {
+	case "create", "relationship-grant":
+		return audit.ActionCreate
+	case "update":
+		return audit.ActionUpdate
+	case "delete", "relationship-end":
+		return audit.ActionDelete
+	case "read", "vread", "history-instance", "audit-read", "policy-read":
+		return audit.ActionRead
+	default:
+		return audit.ActionExecute
+	}
+}
+
+// record waits until the events are durable, as long as the log lets it: a request that ran out of time is an event all
+// the same. Its error wraps audit.ErrUnavailable.
+func (c *call) record(level audit.Level, events ...*audit.Event) (audit.Receipt, error) {
+	began := time.Now()
+	receipt, err := c.s.cfg.Log.Record(c.s.ctx, level, events...)
+	c.trace.Audit += time.Since(began)
+	return receipt, err
+}
+
+func micros(d time.Duration) uint32 { return uint32(min(d.Microseconds(), 1<<32-1)) }
+
+// unrouted is Fiber's error handler: unknown paths and methods, and what fasthttp could not read as a request. The
+// error's text is dropped: Fiber's quotes the path, fasthttp's the raw headers.
+func (s *Server) unrouted(fc *fiber.Ctx, err error) error {
+	status := http.StatusInternalServerError
+	var e *fiber.Error
+	if errors.As(err, &e) {
+		status = e.Code
+	}
+	s.refuseUnrouted(fc, status)
+	return nil
+}
+
+func (s *Server) refuseUnrouted(fc *fiber.Ctx, status int) {
+	c := &call{s: s, http: fc, route: &route{interaction: "unrouted"}, start: time.Now()}
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Timeout)
+	defer cancel()
+	c.ctx = ctx
+	c.identify()
+	c.refuse(unroutedAs(status))
+	c.finish()
+}
+
+func unroutedAs(status int) *refusal {
+	switch status {
+	case http.StatusNotFound:
+		return &refusal{status: status, code: "not-found", text: "no such path"}
+	case http.StatusMethodNotAllowed, http.StatusNotImplemented:
+		return &refusal{status: status, code: "not-supported", text: "method not supported here"}
+	case http.StatusRequestEntityTooLarge:
+		return &refusal{status: status, code: "too-long", text: "body too large"}
+	case http.StatusRequestHeaderFieldsTooLarge:
+		return &refusal{status: status, code: "too-long", text: "headers too large"}
+	case http.StatusRequestTimeout, http.StatusBadGateway: // Fiber's word for a connection that broke while it was read
+		return &refusal{status: http.StatusRequestTimeout, code: "timeout", text: "the request did not arrive in time"}
+	default:
+		return &refusal{status: http.StatusBadRequest, code: "invalid", text: "malformed request"}
+	}
+}

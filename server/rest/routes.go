@@ -1,0 +1,143 @@
+package rest
+
+import (
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+	"github.com/valyala/fasthttp/fasthttpadaptor"
+
+	"github.com/chartkeep/chartkeep/phi/fhir"
+)
+
+const (
+	fhirBase = "/fhir/R4"
+	apiBase  = "/v1"
+)
+
+// guard is what a route demands before its handler runs. The zero guard refuses everything, so a route that declares
+// none serves nobody.
+type guard struct {
+	kind       guardKind
+	capability string // for guardCapability
+}
+
+type guardKind uint8
+
+const (
+	guardOpen       guardKind = iota + 1 // no token: holds nothing about anybody
+	guardRecords                         // a token; phi.Records decides about the record and records the event
+	guardCapability                      // a token, and a role with the capability
+	guardMounted                         // the mounted handler's own
+)
+
+// route is one line of the table.
+type route struct {
+	method, pattern string
+	guard           guard
+	interaction     string // FHIR's code of the interaction (restful-interaction), or the officers' verb; used in events
+	perType         bool   // interaction of a type in the CapabilityStatement
+	serve           func(*call) error
+}
+
+// table is every route: it drives the router, the CapabilityStatement, the check of openapi.json and the test that no
+// route is without a guard. A static segment stands before the parameter it could be taken for.
+func (s *Server) table() []route {
+	open, records := guard{kind: guardOpen}, guard{kind: guardRecords}
+	may := func(capability string) guard { return guard{kind: guardCapability, capability: capability} }
+	const (
+		get, head, post, put, del = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete
+		f, v                      = fhirBase, apiBase
+	)
+	return []route{
+		{get, f + "/metadata", open, "capabilities", false, (*call).metadata},
+		{get, f + "/.well-known/smart-configuration", open, "smart-configuration", false, (*call).smartConfiguration},
+		{post, f, records, "transaction", false, (*call).bundle},
+		{post, f + "/", records, "transaction", false, (*call).bundle},
+		{get, f + "/:type", records, "search-type", true, (*call).search},
+		{post, f + "/:type", records, "create", true, (*call).create},
+		{post, f + "/:type/_search", records, "search-type", true, (*call).searchForm},
+		{get, f + "/:type/:id", records, "read", true, (*call).read},
+		{head, f + "/:type/:id", records, "read", true, (*call).read},
+		{put, f + "/:type/:id", records, "update", true, (*call).update},
+		{del, f + "/:type/:id", records, "delete", true, (*call).remove},
+		{get, f + "/:type/:id/_history", records, "history-instance", true, (*call).history},
+		{get, f + "/:type/:id/_history/:vid", records, "vread", true, (*call).readVersion},
+
+		{get, v + "/openapi.json", open, "openapi", false, (*call).describe},
+		{get, v + "/audit/events", may("audit:read"), "audit-search", false, (*call).events},
+		{get, v + "/audit/events/:id", may("audit:read"), "audit-read", false, (*call).event},
+		{post, v + "/relationships", may("relationships:write"), "relationship-grant", false, (*call).grant},
+		{del, v + "/relationships/:practitioner/:patient", may("relationships:write"), "relationship-end", false, (*call).ungrant},
+		{get, v + "/roles", may("policy:read"), "policy-read", false, (*call).roles},
+
+		{get, "/healthz", open, "health", false, (*call).healthz},
+		{get, "/readyz", open, "readiness", false, (*call).readyz},
+	}
+}
+
+// servedTypes are the resource types of the API. AuditEvent is not one: the trail is never writable here, and the way to
+// read it is /v1/audit/events.
+func servedTypes() map[string]string {
+	m := make(map[string]string)
+	for _, t := range fhir.Types() {
+		if t != "AuditEvent" {
+			m[t] = t
+		}
+	}
+	return m
+}
+
+// newApp registers the table, the mounts, and an OPTIONS route for every pattern.
+func (s *Server) newApp() *fiber.App {
+	app := fiber.New(fiber.Config{
+		DisableStartupMessage: true,
+		StrictRouting:         true, // FHIR paths have no trailing slash: one spelling, one decision
+		CaseSensitive:         true,
+		BodyLimit:             s.cfg.BodyLimit,
+		ReadBufferSize:        16 << 10, // all headers; more is 431
+		ReadTimeout:           30 * time.Second,
+		WriteTimeout:          s.cfg.Timeout + 30*time.Second,
+		IdleTimeout:           2 * time.Minute,
+		Concurrency:           8192,
+		ErrorHandler:          s.unrouted,
+	})
+	var patterns []string
+	methods := make(map[string][]string) // of a pattern
+	for i := range s.routes {
+		r := &s.routes[i]
+		app.Add(r.method, r.pattern, func(c *fiber.Ctx) error { return s.handle(c, r) })
+		if methods[r.pattern] == nil {
+			patterns = append(patterns, r.pattern)
+		}
+		methods[r.pattern] = append(methods[r.pattern], r.method)
+	}
+	for _, pattern := range patterns {
+		allow := strings.Join(append(methods[pattern], http.MethodOptions), ", ")
+		r := &route{http.MethodOptions, pattern, guard{kind: guardOpen}, "options", false, func(c *call) error { return c.options(allow) }}
+		app.Add(r.method, pattern, func(c *fiber.Ctx) error { return s.handle(c, r) })
+	}
+	for prefix, h := range s.cfg.Mount {
+		serve := fasthttpadaptor.NewFastHTTPHandler(h)
+		prefix = strings.TrimRight(prefix, "/")
+		r := &route{"", prefix, guard{kind: guardMounted}, "mounted", false, func(c *call) error { serve(c.http.Context()); return nil }}
+		for _, pattern := range []string{prefix, prefix + "/*"} {
+			app.All(pattern, func(c *fiber.Ctx) error { return s.handle(c, r) })
+		}
+	}
+	// Fiber answers a method that HTTP does not know by itself, without a request id.
+	routed := app.Server().Handler
+	app.Server().Handler = func(ctx *fasthttp.RequestCtx) {
+		if slices.Contains(fiber.DefaultMethods, string(ctx.Method())) {
+			routed(ctx)
+			return
+		}
+		c := app.AcquireCtx(ctx)
+		defer app.ReleaseCtx(c)
+		s.refuseUnrouted(c, http.StatusNotImplemented)
+	}
+	return app
+}
