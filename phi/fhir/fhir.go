@@ -29,56 +29,34 @@ type Resource struct {
 	ID       string    // "" when there is none
 	Elements []Element // in source order, without resourceType and id; insignificant white space removed
 	text     []byte    // the whole, compact
+	nodes    []node    // of text, in document order
 }
 
 // MaxDepth bounds nesting.
 const MaxDepth = 64
 
-// Parse parses one resource of a known type. The data is not kept. A non-nil error slice means nothing was parsed; codes
-// are structure (not JSON, not an object, duplicate name, too deep) or not-supported (unknown type).
-func Parse(data []byte) (*Resource, []Issue) { panic("unwritten") }
-
 // Text is the whole resource, compact, every value in its own text.
 func (r *Resource) Text() []byte { return r.text }
 
-// Validate checks the resource against the tables. Nil means clean.
-func (r *Resource) Validate() []Issue { panic("unwritten") }
-
-// Patients returns the ids of the patients in whose compartment the resource is, the primary (subject, patient,
-// beneficiary, … in the compartment definition's order) first, without duplicates. A Patient is in its own. Only relative
-// literal references (Patient/id) and their versioned forms count.
-func (r *Resource) Patients() []string { panic("unwritten") }
-
-// Reference is a reference found in a resource.
-type Reference struct {
-	Expression string // where, e.g. "Observation.subject"
-	Value      string // the literal, unescaped
-}
-
-// References returns all literal references (Reference.reference, and urn: values of type uri/canonical/oid where FHIR's
-// transaction rules replace them), in order.
-func (r *Resource) References() []Reference { panic("unwritten") }
-
-// Rewrite returns a copy in which literal references are replaced where with returns ok; all other text stays as it is.
-func (r *Resource) Rewrite(with func(reference string) (string, bool)) *Resource { panic("unwritten") }
-
-// Assemble makes a resource's JSON: resourceType, id, meta, then the elements. meta is compact JSON text.
+// Assemble makes a resource's JSON: resourceType, id, meta, then the elements. meta is compact JSON text. An empty id or
+// meta is left out; a meta among the elements gives way to the one passed. It appends to dst and keeps nothing.
 func Assemble(dst []byte, resourceType, id string, meta []byte, elements []Element) []byte {
-	panic("unwritten")
+	dst = appendQuoted(append(dst, `{"resourceType":`...), resourceType)
+	if id != "" {
+		dst = appendQuoted(append(dst, `,"id":`...), id)
+	}
+	if len(meta) > 0 {
+		dst = append(append(dst, `,"meta":`...), meta...)
+	}
+	for _, e := range elements {
+		if e.Name == "meta" && len(meta) > 0 {
+			continue
+		}
+		dst = append(appendQuoted(append(dst, ','), e.Name), ':')
+		dst = append(dst, e.Raw...)
+	}
+	return append(dst, '}')
 }
-
-// Known reports whether t is a resource type that can be stored.
-func Known(t string) bool { panic("unwritten") }
-
-// Types lists the resource types, sorted.
-func Types() []string { panic("unwritten") }
-
-// InPatientCompartment reports whether records of the type belong to patients.
-func InPatientCompartment(t string) bool { panic("unwritten") }
-
-// ElementType returns the FHIR type of a top-level element ("HumanName"), "" when unknown. For choices pass the name as it
-// stands in JSON ("valueQuantity").
-func ElementType(resourceType, element string) string { panic("unwritten") }
 
 // ValidID reports whether s is a FHIR id: [A-Za-z0-9\-\.]{1,64}.
 func ValidID(s string) bool {
