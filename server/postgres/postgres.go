@@ -9,18 +9,21 @@ package postgres
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/chartkeep/chartkeep/audit"
-	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/phi/keyset"
 )
-
-// Migrate brings the database to the newest schema: ordered files, one transaction each, under an advisory lock; it
-// refuses a history that was edited. adminDSN logs in as somebody who may create roles. password is set for the login role
-// "chartkeep" when not empty.
-func Migrate(ctx context.Context, adminDSN, password string) error { panic("unwritten") }
 
 // Config configures Open.
 type Config struct {
@@ -29,53 +32,150 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// DB holds one pool a room.
-type DB struct{ unwritten int }
+// DB holds one pool a room. All methods and all storages are safe for concurrent use. A pool heals by itself after
+// PostgreSQL was away.
+type DB struct {
+	records, writer, reader *pgxpool.Pool
+	listen                  *pgx.ConnConfig
+	logger                  *slog.Logger
+	recordStorage           *recordStorage
+	trailStorage            *trailStorage
+}
 
-// Open connects the pools and checks that the schema is the one this program was built for.
-func Open(ctx context.Context, cfg Config) (*DB, error) { panic("unwritten") }
+// Statement timeouts of the pools.
+const (
+	recordsTimeout = 10 * time.Second
+	writerTimeout  = 60 * time.Second
+	readerTimeout  = 5 * time.Second
+)
 
-func (d *DB) Close() { panic("unwritten") }
+// Open connects the pools, checks that the schema is the one this program was built for, and makes the trail's partitions
+// of the coming months.
+func Open(ctx context.Context, cfg Config) (*DB, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.MaxConns == 0 {
+		cfg.MaxConns = int32(max(16, 4*runtime.GOMAXPROCS(0)))
+	}
+	d := &DB{logger: cfg.Logger}
+	var err error
+	if d.records, err = openPool(ctx, cfg.DSN, "chartkeep_records", cfg.MaxConns, recordsTimeout, pgx.QueryExecModeCacheStatement); err != nil {
+		return nil, err
+	}
+	d.writer, err = openPool(ctx, cfg.DSN, "chartkeep_audit_writer", 2, writerTimeout, pgx.QueryExecModeCacheStatement)
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	// An officer's query is planned for its own values, so that months outside its window are pruned.
+	d.reader, err = openPool(ctx, cfg.DSN, "chartkeep_audit_reader", 4, readerTimeout, pgx.QueryExecModeCacheDescribe)
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	d.listen = d.records.Config().ConnConfig.Copy()
+	d.listen.RuntimeParams["application_name"] = "chartkeep listener"
+	if err := checkSchema(ctx, d.records); err != nil {
+		d.Close()
+		return nil, err
+	}
+	d.recordStorage = newRecordStorage(d.records)
+	d.trailStorage = &trailStorage{pool: d.writer, logger: d.logger, now: time.Now}
+	if err := d.trailStorage.ensurePartitions(ctx); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// openPool makes a pool whose sessions take the role, and checks one connection.
+func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.Duration, mode pgx.QueryExecMode) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		// A ParseConfigError redacts the password, and still quotes the DSN: what it says stays out of our errors.
+		return nil, errors.New("parsing the database URL: malformed")
+	}
+	cfg.MaxConns = conns
+	cfg.MaxConnIdleTime = 5 * time.Minute
+	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	cfg.ConnConfig.DefaultQueryExecMode = mode
+	p := cfg.ConnConfig.RuntimeParams
+	p["role"] = role
+	p["application_name"] = role
+	p["timezone"] = "UTC"
+	p["search_path"] = "public"
+	p["statement_timeout"] = strconv.FormatInt(timeout.Milliseconds(), 10)
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("opening pool of %s: %w", role, err)
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("connecting as %s: %w", role, err)
+	}
+	return pool, nil
+}
+
+// Close closes the pools. It waits for what is under way.
+func (d *DB) Close() {
+	for _, p := range []*pgxpool.Pool{d.records, d.writer, d.reader} {
+		if p != nil {
+			p.Close()
+		}
+	}
+}
 
 // Ping checks the records pool.
-func (d *DB) Ping(ctx context.Context) error { panic("unwritten") }
+func (d *DB) Ping(ctx context.Context) error {
+	if err := d.records.Ping(ctx); err != nil {
+		return fmt.Errorf("pinging the database: %w", err)
+	}
+	return nil
+}
 
 // Records, Keys, Audit, Trail and Auth are the rooms' storages.
-func (d *DB) Records() phi.Storage { panic("unwritten") }
-func (d *DB) Keys() keyset.Storage { panic("unwritten") }
-func (d *DB) Audit() audit.Storage { panic("unwritten") }
-func (d *DB) Trail() audit.Reader  { panic("unwritten") }
-func (d *DB) Auth() *AuthStorage   { panic("unwritten") }
-
-// AuthStorage is auth.Storage, and the administration of what it reads.
-type AuthStorage struct{ unwritten int }
-
-var _ auth.Storage = (*AuthStorage)(nil)
-
-func (s *AuthStorage) Policy(ctx context.Context) (auth.Policy, error)      { panic("unwritten") }
-func (s *AuthStorage) PolicyVersion(ctx context.Context) (int64, error)     { panic("unwritten") }
-func (s *AuthStorage) RelationshipEpoch(ctx context.Context) (int64, error) { panic("unwritten") }
-func (s *AuthStorage) Related(ctx context.Context, practitioner string, patients []string) (string, bool, error) {
-	panic("unwritten")
-}
-
-// Grant and Ungrant make and end explicit treatment relationships.
-func (s *AuthStorage) Grant(ctx context.Context, practitioner, patient, reason, by string) error {
-	panic("unwritten")
-}
-func (s *AuthStorage) Ungrant(ctx context.Context, practitioner, patient, by string) error {
-	panic("unwritten")
-}
-
-// Listen calls wake after each NOTIFY of a policy or relationship change, and once after each (re)connect, until ctx is done.
-func (d *DB) Listen(ctx context.Context, wake func()) error { panic("unwritten") }
+func (d *DB) Records() phi.Storage { return d.recordStorage }
+func (d *DB) Keys() keyset.Storage { return &keyStorage{d.records} }
+func (d *DB) Audit() audit.Storage { return d.trailStorage }
+func (d *DB) Trail() audit.Reader  { return &trailReader{d.reader} }
+func (d *DB) Auth() *AuthStorage   { return &AuthStorage{d.records} }
 
 // PoolStats is a snapshot of one pool.
 type PoolStats struct {
 	Name                string
 	Acquired, Idle, Max int32
-	Waits               int64
+	Waits               int64 // acquires that found no idle connection, since Open
 }
 
 // Stats returns a snapshot of all pools.
-func (d *DB) Stats() []PoolStats { panic("unwritten") }
+func (d *DB) Stats() []PoolStats {
+	stats := make([]PoolStats, 0, 3)
+	for _, p := range []struct {
+		name string
+		pool *pgxpool.Pool
+	}{{"records", d.records}, {"audit_writer", d.writer}, {"audit_reader", d.reader}} {
+		s := p.pool.Stat()
+		stats = append(stats, PoolStats{
+			Name: p.name, Acquired: s.AcquiredConns(), Idle: s.IdleConns(), Max: s.MaxConns(), Waits: s.EmptyAcquireCount(),
+		})
+	}
+	return stats
+}
+
+// sqlState returns PostgreSQL's code of an error, "" when it did not come from PostgreSQL.
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+// bare reduces an error of PostgreSQL to its code and our own context: its detail can quote values of a row.
+func bare(doing string, err error) error {
+	if code := sqlState(err); code != "" {
+		return fmt.Errorf("%s: PostgreSQL error %s", doing, code)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}

@@ -1,0 +1,291 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/chartkeep/chartkeep/phi"
+)
+
+// Commit implements phi.Storage: one transaction whose statements go out in one batch, each over all writes at once.
+func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards []phi.Guard) error {
+	if len(writes) == 0 && len(guards) == 0 {
+		return nil
+	}
+	// Every transaction locks rows in the same order.
+	ordered := slices.Clone(writes)
+	slices.SortFunc(ordered, func(a, b phi.Write) int {
+		return cmp.Or(strings.Compare(a.Type, b.Type), strings.Compare(a.ID, b.ID))
+	})
+	tx, err := s.pool.Begin(ctx)
+	if err != nil {
+		return bare("beginning commit", err)
+	}
+	// After Commit this does nothing; before it, the transaction ends even when ctx is done.
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+
+	var conflict error
+	batch := &pgx.Batch{}
+	queueGuards(batch, guards, &conflict)
+	queueKeys(batch, ordered)
+	queueRecords(batch, ordered, &conflict)
+	queueIndexes(batch, ordered)
+	queueTreatments(batch, ordered)
+	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+		return bare("writing records", err)
+	}
+	if conflict != nil {
+		return conflict
+	}
+	if err := tx.Commit(ctx); err != nil {
+		return bare("committing records", err)
+	}
+	return nil
+}
+
+// queueGuards locks each guard's tokens, then looks for a current record that carries them. The lock is held to the end of
+// the transaction, so of two equal guards the second sees what the first wrote.
+func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
+	if len(guards) == 0 {
+		return
+	}
+	locks := make([]int64, 0, len(guards))
+	for _, g := range guards {
+		for _, t := range g.Tokens {
+			// Tokens are keyed hashes: any eight bytes of one spread evenly.
+			locks = append(locks, int64(binary.BigEndian.Uint64(t.Value[:8])))
+		}
+	}
+	slices.Sort(locks)
+	batch.Queue(`SELECT pg_advisory_xact_lock(l) FROM unnest($1::bigint[]) l`, slices.Compact(locks))
+	for _, g := range guards {
+		tokens := slices.Clone(g.Tokens)
+		slices.SortFunc(tokens, func(a, b phi.Token) int {
+			return cmp.Or(cmp.Compare(a.Kind, b.Kind), slices.Compare(a.Value[:], b.Value[:]))
+		})
+		tokens = slices.Compact(tokens)
+		kinds, values := tokenColumns(tokens)
+		batch.Queue(`SELECT t.id FROM unnest($2::smallint[], $3::bytea[]) w(kind, token) JOIN index_token t USING (kind, token)
+			WHERE t.type = $1 GROUP BY t.id HAVING count(*) = $4 LIMIT 1`, g.Type, kinds, values, len(tokens)).
+			QueryRow(func(row pgx.Row) error {
+				var id string
+				err := row.Scan(&id)
+				if errors.Is(err, pgx.ErrNoRows) {
+					return nil
+				}
+				if err == nil && *conflict == nil {
+					*conflict = &phi.ConflictError{Ref: phi.Ref{Type: g.Type, ID: id}, Err: phi.ErrGuard}
+				}
+				return err
+			})
+	}
+}
+
+func queueKeys(batch *pgx.Batch, writes []phi.Write) {
+	var subjects [][16]byte
+	var segments []int32
+	var ids []int64
+	var keks []string
+	var wrapped [][]byte
+	for i := range writes {
+		for _, k := range writes[i].NewKeys {
+			subjects, segments, ids = append(subjects, k.Subject), append(segments, int32(k.Segment)), append(ids, int64(k.KeyID))
+			keks, wrapped = append(keks, k.KEK), append(wrapped, k.Wrapped)
+		}
+	}
+	if len(subjects) > 0 {
+		batch.Queue(`INSERT INTO phi_key (subject, segment, key_id, kek, wrapped)
+			SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::bytea[])`,
+			subjects, segments, ids, keks, wrapped)
+	}
+}
+
+// recordColumns are the parameters of the statements that write records, and their names there.
+const (
+	recordColumns = `type, id, row_id, version, updated, method, patients, subject, segment, key_id,
+		identifier, name, birth_date, contact, clinical, narrative, seal, digest`
+	recordSource = `(SELECT u.type, u.id, u.row_id, u.version, u.updated, u.method, string_to_array(u.patients, ' ') AS patients,
+			u.subject, u.segment, u.key_id, u.identifier, u.name, u.birth_date, u.contact, u.clinical, u.narrative, u.seal, u.digest, u.expect
+		FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::timestamptz[], $6::text[], $7::text[], $8::uuid[],
+			$9::integer[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::bytea[],
+			$17::bytea[], $18::bytea[], $19::bigint[])
+		u(type, id, row_id, version, updated, method, patients, subject, segment, key_id,
+			identifier, name, birth_date, contact, clinical, narrative, seal, digest, expect)) w`
+)
+
+// columns are writes turned into one array per column.
+type columns struct {
+	types, ids     []string
+	rows           [][16]byte
+	versions       []int64
+	updated        []time.Time
+	methods        []string
+	patients       []string // joined by blanks, which no id holds: PostgreSQL has no arrays of arrays of differing length
+	subjects       [][16]byte
+	segments       []int32
+	keyIDs         []int64
+	cells          [phi.NumClasses][][]byte
+	seals, digests [][]byte
+	expects        []int64
+}
+
+func (c *columns) add(w *phi.Write) {
+	c.types, c.ids = append(c.types, w.Type), append(c.ids, w.ID)
+	c.rows = append(c.rows, w.Row)
+	c.versions = append(c.versions, w.Version)
+	c.updated = append(c.updated, w.Updated)
+	c.methods = append(c.methods, w.Method)
+	c.patients = append(c.patients, strings.Join(w.Patients, " "))
+	c.subjects = append(c.subjects, w.Subject)
+	c.segments = append(c.segments, int32(w.Segment))
+	c.keyIDs = append(c.keyIDs, int64(w.KeyID))
+	for i, cell := range w.Cells {
+		c.cells[i] = append(c.cells[i], cell)
+	}
+	c.seals = append(c.seals, w.Seal)
+	c.digests = append(c.digests, w.Digest[:])
+	c.expects = append(c.expects, w.Expect)
+}
+
+func (c *columns) args() []any {
+	return []any{c.types, c.ids, c.rows, c.versions, c.updated, c.methods, c.patients, c.subjects, c.segments, c.keyIDs,
+		c.cells[0], c.cells[1], c.cells[2], c.cells[3], c.cells[4], c.cells[5], c.seals, c.digests, c.expects}
+}
+
+// queueRecords writes the rows. What it could not write, because another version is current, becomes a conflict.
+func queueRecords(batch *pgx.Batch, writes []phi.Write, conflict *error) {
+	var fresh, next columns
+	for i := range writes {
+		if writes[i].Expect == 0 {
+			fresh.add(&writes[i])
+		} else {
+			next.add(&writes[i])
+		}
+	}
+	check := func(c *columns) func(pgx.Rows) error {
+		return func(rows pgx.Rows) error {
+			written := make(map[phi.Ref]int, len(c.ids))
+			var ref phi.Ref
+			_, err := pgx.ForEachRow(rows, []any{&ref.Type, &ref.ID}, func() error {
+				written[ref]++
+				return nil
+			})
+			for i := range c.ids {
+				ref := phi.Ref{Type: c.types[i], ID: c.ids[i]}
+				if written[ref]--; written[ref] < 0 && *conflict == nil {
+					*conflict = &phi.ConflictError{Ref: ref, Err: phi.ErrVersion}
+				}
+			}
+			return err
+		}
+	}
+	if len(next.ids) > 0 {
+		// Lock first, in order: whoever waits here sees the winner's version in the statements that follow.
+		batch.Queue(`SELECT FROM unnest($1::text[], $2::text[]) w(type, id) JOIN record r USING (type, id)
+			ORDER BY r.type, r.id FOR UPDATE OF r`, next.types, next.ids)
+		batch.Queue(`INSERT INTO record_version (`+recordColumns+`) SELECT `+recordColumns+`
+			FROM record r JOIN unnest($1::text[], $2::text[], $3::bigint[]) w(type, id, expect) USING (type, id)
+			WHERE r.version = w.expect`, next.types, next.ids, next.expects)
+		batch.Queue(`UPDATE record r SET version = w.version, updated = w.updated, method = w.method, patients = w.patients,
+			row_id = w.row_id, subject = w.subject, segment = w.segment, key_id = w.key_id, identifier = w.identifier, name = w.name,
+			birth_date = w.birth_date, contact = w.contact, clinical = w.clinical, narrative = w.narrative, seal = w.seal, digest = w.digest
+			FROM `+recordSource+` WHERE r.type = w.type AND r.id = w.id AND r.version = w.expect
+			RETURNING r.type, r.id`, next.args()...).Query(check(&next))
+	}
+	if len(fresh.ids) > 0 {
+		batch.Queue(`INSERT INTO record (`+recordColumns+`) SELECT `+recordColumns+` FROM `+recordSource+`
+			ON CONFLICT DO NOTHING RETURNING type, id`, fresh.args()...).Query(check(&fresh))
+	}
+}
+
+// queueIndexes replaces compartments and tokens. A tombstone has neither: it is found by its id only.
+func queueIndexes(batch *pgx.Batch, writes []phi.Write) {
+	var oldTypes, oldIDs []string
+	var patients, patientTypes, patientIDs []string
+	var kinds []int16
+	var tokens [][]byte
+	var tokenTypes, tokenIDs []string
+	for i := range writes {
+		w := &writes[i]
+		if w.Expect != 0 {
+			oldTypes, oldIDs = append(oldTypes, w.Type), append(oldIDs, w.ID)
+		}
+		if w.Deleted() {
+			continue
+		}
+		owners := w.Patients
+		if len(owners) == 0 {
+			owners = []string{""}
+		}
+		for _, p := range owners {
+			patients, patientTypes, patientIDs = append(patients, p), append(patientTypes, w.Type), append(patientIDs, w.ID)
+		}
+		for _, t := range w.Tokens {
+			kinds, tokens = append(kinds, int16(t.Kind)), append(tokens, t.Value[:])
+			tokenTypes, tokenIDs = append(tokenTypes, w.Type), append(tokenIDs, w.ID)
+		}
+	}
+	if len(oldIDs) > 0 {
+		for _, table := range []string{"record_patient", "index_token"} {
+			batch.Queue(`DELETE FROM `+table+` t USING unnest($1::text[], $2::text[]) w(type, id)
+				WHERE t.type = w.type AND t.id = w.id`, oldTypes, oldIDs)
+		}
+	}
+	if len(patients) > 0 {
+		batch.Queue(`INSERT INTO record_patient (patient, type, id)
+			SELECT * FROM unnest($1::text[], $2::text[], $3::text[]) ON CONFLICT DO NOTHING`, patients, patientTypes, patientIDs)
+	}
+	if len(kinds) > 0 {
+		batch.Queue(`INSERT INTO index_token (kind, token, type, id)
+			SELECT * FROM unnest($1::smallint[], $2::bytea[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING`,
+			kinds, tokens, tokenTypes, tokenIDs)
+	}
+}
+
+// bumpRelationships advances the epoch's shards of the practitioners in a CTE "changed" and tells the listeners; when
+// nothing changed it does neither, because a NOTIFY makes commits queue up. Shards are locked in order.
+const bumpRelationships = `
+	locked AS (SELECT shard FROM authz_epoch WHERE scope = 'relationship'
+		AND shard IN (SELECT abs(hashtext(practitioner) % 16) FROM changed) ORDER BY shard FOR UPDATE),
+	bumped AS (UPDATE authz_epoch e SET n = n + 1 FROM locked WHERE e.scope = 'relationship' AND e.shard = locked.shard RETURNING 1)
+	SELECT pg_notify('chartkeep_authz', 'relationship') FROM (SELECT FROM bumped LIMIT 1) b`
+
+// queueTreatments replaces the relationships that the records state. It comes last: the epoch's rows are locked only as
+// long as the commit takes.
+func queueTreatments(batch *pgx.Batch, writes []phi.Write) {
+	var practitioners, patients, types, ids []string
+	var oldTypes, oldIDs []string
+	for i := range writes {
+		w := &writes[i]
+		if w.Expect != 0 {
+			oldTypes, oldIDs = append(oldTypes, w.Type), append(oldIDs, w.ID)
+		}
+		if w.Deleted() {
+			continue
+		}
+		for _, t := range w.Treats {
+			practitioners, patients = append(practitioners, t.Practitioner), append(patients, t.Patient)
+			types, ids = append(types, w.Type), append(ids, w.ID)
+		}
+	}
+	if len(practitioners) == 0 && len(oldIDs) == 0 {
+		return
+	}
+	batch.Queue(`WITH stated AS (
+			SELECT DISTINCT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) s(practitioner, patient, type, id)),
+		gone AS (DELETE FROM treatment t USING unnest($5::text[], $6::text[]) w(type, id)
+			WHERE t.type = w.type AND t.id = w.id AND t.type <> '' AND NOT EXISTS (SELECT FROM stated s
+				WHERE s.practitioner = t.practitioner AND s.patient = t.patient AND s.type = t.type AND s.id = t.id)
+			RETURNING t.practitioner),
+		come AS (INSERT INTO treatment (practitioner, patient, source, type, id)
+			SELECT practitioner, patient, type, type, id FROM stated ON CONFLICT DO NOTHING RETURNING practitioner),
+		changed AS (SELECT practitioner FROM gone UNION SELECT practitioner FROM come),`+bumpRelationships,
+		practitioners, patients, types, ids, oldTypes, oldIDs)
+}

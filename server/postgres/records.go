@@ -1,0 +1,215 @@
+package postgres
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/chartkeep/chartkeep/phi"
+)
+
+// recordStorage is phi.Storage. Statements that fetch sealed rows exist once per set of classes, so that a cell outside the
+// caller's view is not even read from disk.
+type recordStorage struct {
+	pool       *pgxpool.Pool
+	statements [phi.AllClasses + 1]statements
+}
+
+type statements struct{ columns, current, version, history, many string }
+
+var _ phi.Storage = (*recordStorage)(nil)
+
+func newRecordStorage(pool *pgxpool.Pool) *recordStorage {
+	s := &recordStorage{pool: pool}
+	for set := range s.statements {
+		columns := sealedColumns(phi.ClassSet(set))
+		const key = ` LEFT JOIN phi_key k USING (subject, segment, key_id) `
+		both := `(SELECT ` + columns + ` FROM record r` + key + `WHERE type = $1 AND id = $2 AND %[1]s
+			UNION ALL SELECT ` + columns + ` FROM record_version r` + key + `WHERE type = $1 AND id = $2 AND %[1]s %[2]s)`
+		s.statements[set] = statements{
+			columns: columns,
+			current: `SELECT ` + columns + ` FROM record r` + key + `WHERE type = $1 AND id = $2`,
+			version: fmt.Sprintf(both, `version = $3`, ``),
+			history: fmt.Sprintf(both, `version < $3`, `ORDER BY version DESC LIMIT $4`),
+			many: `SELECT ` + columns + ` FROM unnest($1::text[], $2::text[]) w(type, id) JOIN record r USING (type, id)` +
+				key,
+		}
+	}
+	return s
+}
+
+// sealedColumns lists what scanSealed reads, in its order, from record r and phi_key k.
+func sealedColumns(classes phi.ClassSet) string {
+	var b strings.Builder
+	b.WriteString(`r.type, r.id, r.row_id, r.version, r.updated, r.method, r.patients, r.subject, r.segment, r.key_id, r.seal, r.digest, k.kek, k.wrapped`)
+	for c := range phi.Class(phi.NumClasses) {
+		if classes.Has(c) {
+			b.WriteString(", r.")
+			b.WriteString(c.String())
+		}
+	}
+	return b.String()
+}
+
+// binaryResults asks for every column in PostgreSQL's binary format, which scanSealed reads.
+func binaryResults() pgx.QueryResultFormats { return pgx.QueryResultFormats{pgx.BinaryFormatCode} }
+
+// scanSealed reads a row of sealedColumns from its raw values. It makes one copy of all bytes, one of the patients.
+func scanSealed(raw [][]byte, classes phi.ClassSet) (*phi.Sealed, error) {
+	const fixed = 14
+	size := 0
+	for _, v := range raw[10:] {
+		size += len(v)
+	}
+	buf := make([]byte, 0, size)
+	keep := func(v []byte) []byte {
+		if v == nil {
+			return nil
+		}
+		n := len(buf)
+		buf = append(buf, v...)
+		return buf[n:len(buf):len(buf)]
+	}
+	s := &phi.Sealed{Fetched: classes}
+	s.Type, s.ID = string(raw[0]), string(raw[1])
+	copy(s.Row[:], raw[2])
+	s.Version = int64(binary.BigEndian.Uint64(raw[3]))
+	s.Updated = time.UnixMicro(int64(binary.BigEndian.Uint64(raw[4])) + postgresEpoch).UTC()
+	switch string(raw[5]) {
+	case "POST":
+		s.Method = "POST"
+	case "PUT":
+		s.Method = "PUT"
+	case "DELETE":
+		s.Method = "DELETE"
+	}
+	var err error
+	if s.Patients, err = textArray(raw[6]); err != nil {
+		return nil, err
+	}
+	copy(s.Subject[:], raw[7])
+	s.Segment = uint16(binary.BigEndian.Uint32(raw[8]))
+	s.KeyID = uint32(binary.BigEndian.Uint64(raw[9]))
+	s.Seal = keep(raw[10])
+	copy(s.Digest[:], raw[11])
+	s.Key = phi.WrappedKey{Subject: s.Subject, Segment: s.Segment, KeyID: s.KeyID, KEK: string(raw[12]), Wrapped: keep(raw[13])}
+	next := fixed
+	for c := range phi.Class(phi.NumClasses) {
+		if classes.Has(c) {
+			s.Cells[c] = keep(raw[next])
+			next++
+		}
+	}
+	return s, nil
+}
+
+// postgresEpoch is 2000-01-01 in Unix microseconds, where PostgreSQL's timestamps start.
+const postgresEpoch = 946684800 * 1_000_000
+
+// textArray reads PostgreSQL's binary format of a one-dimensional text[]: dimensions, flags, element type, length, lower
+// bound, then each element after its length.
+func textArray(b []byte) ([]string, error) {
+	if len(b) < 12 {
+		return nil, fmt.Errorf("reading text array: %d bytes", len(b))
+	}
+	if binary.BigEndian.Uint32(b) == 0 {
+		return nil, nil
+	}
+	if len(b) < 20 {
+		return nil, fmt.Errorf("reading text array: %d bytes", len(b))
+	}
+	n := int(binary.BigEndian.Uint32(b[12:]))
+	b = b[20:]
+	if n > len(b)/4 {
+		return nil, fmt.Errorf("reading text array: %d elements in %d bytes", n, len(b))
+	}
+	out := make([]string, n)
+	for i := range out {
+		if len(b) < 4 {
+			return nil, fmt.Errorf("reading text array: cut short")
+		}
+		size := int(int32(binary.BigEndian.Uint32(b)))
+		if b = b[4:]; size < 0 || size > len(b) {
+			return nil, fmt.Errorf("reading text array: element of %d bytes", size)
+		}
+		out[i], b = string(b[:size]), b[size:]
+	}
+	return out, nil
+}
+
+// all runs a statement that returns sealedColumns.
+func (s *recordStorage) all(ctx context.Context, sql string, classes phi.ClassSet, args ...any) ([]*phi.Sealed, error) {
+	rows, err := s.pool.Query(ctx, sql, append([]any{binaryResults()}, args...)...)
+	if err != nil {
+		return nil, bare("fetching records", err)
+	}
+	defer rows.Close()
+	var out []*phi.Sealed
+	for rows.Next() {
+		sealed, err := scanSealed(rows.RawValues(), classes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, sealed)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, bare("fetching records", err)
+	}
+	return out, nil
+}
+
+// one is all for at most one row.
+func (s *recordStorage) one(ctx context.Context, sql string, classes phi.ClassSet, args ...any) (*phi.Sealed, error) {
+	found, err := s.all(ctx, sql, classes, args...)
+	if err != nil {
+		return nil, err
+	}
+	if len(found) == 0 {
+		return nil, phi.ErrNotFound
+	}
+	return found[0], nil
+}
+
+// Fetch implements phi.Storage.
+func (s *recordStorage) Fetch(ctx context.Context, ref phi.Ref, classes phi.ClassSet) (*phi.Sealed, error) {
+	classes &= phi.AllClasses
+	return s.one(ctx, s.statements[classes].current, classes, ref.Type, ref.ID)
+}
+
+// FetchVersion implements phi.Storage.
+func (s *recordStorage) FetchVersion(ctx context.Context, ref phi.Ref, version int64, classes phi.ClassSet) (*phi.Sealed, error) {
+	classes &= phi.AllClasses
+	return s.one(ctx, s.statements[classes].version, classes, ref.Type, ref.ID, version)
+}
+
+// FetchHistory implements phi.Storage.
+func (s *recordStorage) FetchHistory(ctx context.Context, ref phi.Ref, classes phi.ClassSet, before int64, limit int) ([]*phi.Sealed, error) {
+	classes &= phi.AllClasses
+	if before == 0 {
+		before = math.MaxInt64
+	}
+	return s.all(ctx, s.statements[classes].history, classes, ref.Type, ref.ID, before, limit)
+}
+
+// FetchMany implements phi.Storage.
+func (s *recordStorage) FetchMany(ctx context.Context, refs []phi.Ref, classes phi.ClassSet) ([]*phi.Sealed, error) {
+	if len(refs) == 0 {
+		return nil, nil
+	}
+	classes &= phi.AllClasses
+	seen := make(map[phi.Ref]bool, len(refs))
+	types, ids := make([]string, 0, len(refs)), make([]string, 0, len(refs))
+	for _, r := range refs {
+		if !seen[r] {
+			seen[r] = true
+			types, ids = append(types, r.Type), append(ids, r.ID)
+		}
+	}
+	return s.all(ctx, s.statements[classes].many, classes, types, ids)
+}

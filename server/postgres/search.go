@@ -1,0 +1,90 @@
+package postgres
+
+import (
+	"context"
+	"strconv"
+	"strings"
+
+	"github.com/chartkeep/chartkeep/phi"
+)
+
+// Search implements phi.Storage.
+//
+// What narrows a search down (ids, tokens, compartments) is collected first, in a materialised set: the planner cannot be
+// tempted to walk the whole type in id order. A practitioner's filter alone drives the search too; beside another set it is
+// checked row by row.
+func (s *recordStorage) Search(ctx context.Context, sel phi.Selection, classes phi.ClassSet) ([]*phi.Sealed, error) {
+	classes &= phi.AllClasses
+	sql, args := searchSQL(s.statements[classes].columns, sel)
+	return s.all(ctx, sql, classes, args...)
+}
+
+// searchSQL builds the statement: its text depends on which fields are set, never on their values.
+func searchSQL(columns string, sel phi.Selection) (string, []any) {
+	args := []any{sel.Type, sel.After, sel.Limit}
+	param := func(v any) string {
+		args = append(args, v)
+		return "$" + strconv.Itoa(len(args))
+	}
+	var sets []string
+	if sel.IDs != nil {
+		sets = append(sets, `SELECT unnest(`+param(sel.IDs)+`::text[]) AS id`)
+	}
+	for _, alternatives := range sel.Tokens {
+		kinds, values := tokenColumns(alternatives)
+		sets = append(sets, `SELECT t.id FROM unnest(`+param(kinds)+`::smallint[], `+param(values)+`::bytea[]) w(kind, token)
+			JOIN index_token t USING (kind, token) WHERE t.type = $1 AND t.id > $2`)
+	}
+	compartments := func(patients []string) string {
+		return `SELECT p.id FROM unnest(` + param(patients) + `::text[]) w(patient)
+			JOIN record_patient p USING (patient) WHERE p.type = $1 AND p.id > $2`
+	}
+	if sel.Patients != nil {
+		sets = append(sets, compartments(named(sel.Patients)))
+	}
+	if sel.Patient != "" {
+		sets = append(sets, compartments([]string{sel.Patient, ""}))
+	}
+	var where strings.Builder
+	if sel.Practitioner != "" {
+		if len(sets) == 0 {
+			sets = append(sets, `SELECT p.id FROM (SELECT patient FROM treatment WHERE practitioner = `+param(sel.Practitioner)+`
+				UNION SELECT '') w JOIN record_patient p USING (patient) WHERE p.type = $1 AND p.id > $2`)
+		} else {
+			where.WriteString(` AND (r.patients = '{}' OR EXISTS (SELECT FROM treatment t
+				WHERE t.practitioner = ` + param(sel.Practitioner) + ` AND t.patient = ANY (r.patients)))`)
+		}
+	}
+	if !sel.UpdatedFrom.IsZero() {
+		where.WriteString(` AND r.updated >= ` + param(sel.UpdatedFrom))
+	}
+	if !sel.UpdatedTo.IsZero() {
+		where.WriteString(` AND r.updated < ` + param(sel.UpdatedTo))
+	}
+	with, from := ``, `record r`
+	if len(sets) > 0 {
+		with = `WITH found AS MATERIALIZED (SELECT DISTINCT id FROM (` + strings.Join(sets, ` INTERSECT `) + `) f) `
+		from = `found JOIN record r USING (id)`
+	}
+	return with + `SELECT ` + columns + ` FROM ` + from + ` LEFT JOIN phi_key k USING (subject, segment, key_id)
+		WHERE r.type = $1 AND r.id > $2 AND r.method <> 'DELETE'` + where.String() + ` ORDER BY r.id LIMIT $3`, args
+}
+
+// named leaves out the empty id, which stands for records of nobody's.
+func named(patients []string) []string {
+	out := make([]string, 0, len(patients))
+	for _, p := range patients {
+		if p != "" {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func tokenColumns(tokens []phi.Token) (kinds []int16, values [][]byte) {
+	kinds, values = make([]int16, len(tokens)), make([][]byte, len(tokens))
+	for i, t := range tokens {
+		kinds[i], values[i] = int16(t.Kind), t.Value[:]
+	}
+	return kinds, values
+}
