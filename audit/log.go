@@ -2,8 +2,16 @@ package audit
 
 import (
 	"context"
+	crand "crypto/rand"
+	"encoding/hex"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,56 +32,350 @@ type Config struct {
 }
 
 // Log is one process's stream. All methods are safe for concurrent use.
-type Log struct{ unwritten int }
+type Log struct {
+	cfg     Config
+	fs      FS
+	now     func() time.Time
+	logger  *slog.Logger
+	dir     string
+	stream  StreamID
+	run     [16]byte
+	opened  time.Time // with its monotonic reading
+	lock    io.Closer
+	journal journal
 
-// FS is the file system as the journal uses it, so that every call can be made to fail in tests.
-type FS interface{}
+	in     chan *submission
+	spare  sync.Pool // of *submission, of Record only: a Ticket may be waited for at any time
+	gate   sync.RWMutex
+	closed bool // guarded by gate
 
-// Receipt is the proof that an event is durable at its level. Only Log makes one; the zero Receipt covers nothing.
-type Receipt struct{ events []*Event }
+	// Shared by committer and syncer.
+	mu        sync.Mutex
+	idle      sync.Cond // the syncer is not in fdatasync
+	unsynced  []*group
+	syncing   bool
+	repairing bool // the syncer keeps its hands off
+
+	wake      chan struct{} // a group waits for power
+	broken    chan struct{} // the syncer found the segment failed
+	finished  chan struct{} // the committer is done
+	stopped   chan struct{} // the syncer is done
+	down      atomic.Pointer[error]
+	committer committer
+
+	shipping shipping
+	counters counters
+}
+
+type counters struct {
+	accepted, settled             atomic.Uint64 // submissions taken from callers, and written or refused by the committer
+	recorded, rejected            atomic.Uint64
+	groups, syncs                 atomic.Uint64
+	syncTime                      atomic.Int64
+	bytes                         atomic.Int64
+	written, durable, oldestInLog atomic.Uint64 // sequence numbers: next to be written, next to be synced, first kept
+	segment                       atomic.Uint64 // number of the segment in use
+}
+
+const (
+	defaultCapacity = 8192
+	defaultTimeout  = 2 * time.Second
+	fullWait        = 50 * time.Millisecond // how long a caller waits for room in the channel
+)
 
 // Open locks a stream directory under cfg.Dir (the first that no living process holds, a new one otherwise), recovers
-// its journal, and starts the committer.
-func Open(cfg Config) (*Log, error) { panic("unwritten") }
+// its journal, starts the committer and records that the application started. A torn tail is repaired, a damaged
+// directory is left to an investigation (its readable events are still shipped) and a new stream begun: either is
+// recorded as a security alert. Only a directory that cannot be written makes Open fail.
+func Open(cfg Config) (*Log, error) {
+	l := &Log{
+		cfg: cfg, fs: cfg.FS, now: cfg.Now, logger: cfg.Logger, opened: time.Now(),
+		wake: make(chan struct{}, 1), broken: make(chan struct{}, 1), finished: make(chan struct{}), stopped: make(chan struct{}),
+	}
+	if l.cfg.Capacity <= 0 {
+		l.cfg.Capacity = defaultCapacity
+	}
+	if l.cfg.SegmentBytes <= 0 {
+		l.cfg.SegmentBytes = defaultSegments
+	}
+	if l.cfg.TicketTimeout <= 0 {
+		l.cfg.TicketTimeout = defaultTimeout
+	}
+	if l.fs == nil {
+		l.fs = OS{}
+	}
+	if l.now == nil {
+		l.now = time.Now
+	}
+	if l.logger == nil {
+		l.logger = slog.New(slog.DiscardHandler)
+	}
+	l.in = make(chan *submission, l.cfg.Capacity)
+	l.shipping.ready, l.shipping.ending = make(chan struct{}, 1), make(chan struct{})
+	l.idle.L = &l.mu
+	l.spare.New = func() any { return newSubmission() }
+	if _, err := crand.Read(l.run[:]); err != nil {
+		return nil, fmt.Errorf("opening journal: %w", err)
+	}
+	alerts, err := l.adopt()
+	if err != nil {
+		return nil, fmt.Errorf("opening journal: %w", err)
+	}
+	go l.commit()
+	go l.sync()
+	start := []*Event{l.application("110120")}
+	for _, desc := range alerts {
+		start = append(start, l.alert(desc))
+	}
+	if _, err := l.Record(context.Background(), Power, start...); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening journal: %w", err), l.shut())
+	}
+	return l, nil
+}
+
+// adopt takes a stream and leaves the journal open for writing. The alerts say what was found on the way.
+func (l *Log) adopt() (alerts []string, err error) {
+	if err := l.fs.MkdirAll(l.cfg.Dir); err != nil {
+		return nil, err
+	}
+	streams, err := listStreams(l.fs, l.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, stream := range streams {
+		dir := streamDir(l.cfg.Dir, stream)
+		lock, err := l.fs.Lock(filepath.Join(dir, lockName))
+		if errors.Is(err, ErrLocked) {
+			continue
+		}
+		if err != nil {
+			l.logger.Error("audit stream cannot be locked", "stream", stream, "error", err)
+			continue
+		}
+		found, err := recoverStream(l.fs, dir, stream, l.logger)
+		alerts = append(alerts, found.alerts...)
+		if err == nil && !found.damaged {
+			err = l.begin(dir, stream, found)
+		}
+		if err == nil && !found.damaged {
+			l.lock = lock
+			return alerts, nil
+		}
+		if err != nil {
+			l.logger.Error("audit stream cannot be continued", "stream", stream, "error", err)
+		}
+		if err := lock.Close(); err != nil {
+			return nil, err
+		}
+	}
+	var stream StreamID
+	if _, err := crand.Read(stream[:]); err != nil {
+		return nil, err
+	}
+	dir := streamDir(l.cfg.Dir, stream)
+	if err := l.fs.MkdirAll(dir); err != nil {
+		return nil, err
+	}
+	if err := l.fs.SyncDir(l.cfg.Dir); err != nil {
+		return nil, err
+	}
+	lock, err := l.fs.Lock(filepath.Join(dir, lockName))
+	if err != nil {
+		return nil, err
+	}
+	if err := l.begin(dir, stream, recovered{}); err != nil {
+		return nil, errors.Join(err, lock.Close())
+	}
+	l.lock = lock
+	return alerts, nil
+}
+
+// begin starts a new segment where the recovered stream ends.
+func (l *Log) begin(dir string, stream StreamID, from recovered) error {
+	l.dir, l.stream = dir, stream
+	l.journal = journal{fs: l.fs, dir: dir, stream: stream, limit: l.cfg.SegmentBytes, number: from.number, prepared: make(chan preparation, 1)}
+	c := &l.committer
+	c.next, c.chain, c.part = from.next, from.chain, from.part
+	if err := l.replace(nil); err != nil {
+		return err
+	}
+	l.counters.oldestInLog.Store(from.oldest)
+	l.counters.bytes.Store(from.bytes)
+	return nil
+}
+
+func streamDir(dir string, stream StreamID) string { return filepath.Join(dir, stream.String()) }
+
+// String is the id in hexadecimal.
+func (s StreamID) String() string { return hex.EncodeToString(s[:]) }
+
+// listStreams returns the streams that have a directory.
+func listStreams(fs FS, dir string) ([]StreamID, error) {
+	names, err := fs.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	var streams []StreamID
+	for _, name := range names {
+		if id, err := hex.DecodeString(name); err == nil && len(id) == 16 && hex.EncodeToString(id) == name {
+			streams = append(streams, StreamID(id))
+		}
+	}
+	return streams, nil
+}
 
 // Record hands the events over as one group and waits until they are durable at the level, the ticket timeout has
 // passed, or ctx is done. Any error wraps ErrUnavailable.
 func (l *Log) Record(ctx context.Context, level Level, events ...*Event) (Receipt, error) {
-	panic("unwritten")
+	s := l.spare.Get().(*submission)
+	if err := l.submit(s, level, events); err != nil {
+		s.events = nil
+		l.spare.Put(s)
+		return Receipt{}, err
+	}
+	s.timer.Reset(l.cfg.TicketTimeout)
+	err, answered := s.wait(ctx, s.timer.C)
+	s.timer.Stop()
+	if answered {
+		s.events = nil
+		l.spare.Put(s)
+	}
+	if err != nil {
+		return Receipt{}, err
+	}
+	return Receipt{events: events}, nil
 }
 
 // Submit is Record without the wait: the event is on its way, and the Ticket is redeemed later.
-func (l *Log) Submit(level Level, events ...*Event) (Ticket, error) { panic("unwritten") }
+func (l *Log) Submit(level Level, events ...*Event) (Ticket, error) {
+	s := &submission{granted: make(chan error, 1)}
+	if err := l.submit(s, level, events); err != nil {
+		return Ticket{}, err
+	}
+	return Ticket{s: s, timeout: l.cfg.TicketTimeout}, nil
+}
 
-// Ticket is an event on its way.
-type Ticket struct{ unwritten int }
+// submit encodes in the caller's goroutine, so that the committer only copies, hashes and writes.
+func (l *Log) submit(s *submission, level Level, events []*Event) error {
+	if err := l.accept(s, level, events); err != nil {
+		l.counters.rejected.Add(uint64(len(events)))
+		return err
+	}
+	return nil
+}
 
-// Wait waits as Record does.
-func (t Ticket) Wait(ctx context.Context) (Receipt, error) { panic("unwritten") }
+func (l *Log) accept(s *submission, level Level, events []*Event) error {
+	if len(events) == 0 || level < Process || level > Database {
+		return fmt.Errorf("recording %d events at level %d: %w", len(events), level, ErrUnavailable)
+	}
+	if level == Database && l.cfg.Storage == nil {
+		return fmt.Errorf("recording at level database without a storage: %w", ErrUnavailable)
+	}
+	if down := l.down.Load(); down != nil {
+		return fmt.Errorf("recording: %w: %w", *down, ErrUnavailable)
+	}
+	now := l.now()
+	for _, e := range events {
+		if e.ID == (ID{}) {
+			e.ID = newID(now)
+		}
+		if e.Recorded.IsZero() {
+			e.Recorded = now
+		}
+		e.Recorded = e.Recorded.UTC().Truncate(time.Microsecond)
+	}
+	if err := s.encode(level, events); err != nil {
+		return fmt.Errorf("recording: %w: %w", err, ErrUnavailable)
+	}
+	l.gate.RLock()
+	defer l.gate.RUnlock()
+	if l.closed {
+		return fmt.Errorf("recording: log is closed: %w", ErrUnavailable)
+	}
+	select {
+	case l.in <- s:
+	default:
+		timer := time.NewTimer(fullWait)
+		defer timer.Stop()
+		select {
+		case l.in <- s:
+		case <-timer.C:
+			return fmt.Errorf("recording: %d groups are waiting: %w", cap(l.in), ErrUnavailable)
+		}
+	}
+	l.counters.accepted.Add(1)
+	return nil
+}
 
-// Run ships groups to Storage until ctx is done, retrying for ever with jittered backoff. It also ships what other
-// streams' dead processes left behind under cfg.Dir.
-func (l *Log) Run(ctx context.Context) error { panic("unwritten") }
+// newID is a UUID version 7 (RFC 9562 5.7, with the fraction of the millisecond in rand_a after 6.2 method 3).
+func newID(now time.Time) (id ID) {
+	us := uint64(now.UnixMicro())
+	ms, frac := us/1000, (us%1000)*4096/1000
+	a, b := ms<<16|7<<12|frac, 2<<62|rand.Uint64()>>2
+	for i := range 8 {
+		id[i] = byte(a >> (56 - 8*i))
+		id[8+i] = byte(b >> (56 - 8*i))
+	}
+	return id
+}
 
-// Drain waits until everything recorded so far is in Storage, or ctx is done.
-func (l *Log) Drain(ctx context.Context) error { panic("unwritten") }
+// application is an event about the process itself; see DICOM PS3.16 CID 400 for the subtype.
+func (l *Log) application(subtype string) *Event {
+	return &Event{Type: TypeApplication, Interaction: subtype, Action: ActionExecute, Agent: Agent{User: "system"}}
+}
 
-// Close refuses new events, makes what was accepted durable and releases the lock.
-func (l *Log) Close() error { panic("unwritten") }
+func (l *Log) alert(desc string) *Event {
+	return &Event{Type: TypeSecurityAlert, Interaction: "journal", Action: ActionExecute, Outcome: SeriousFailure, OutcomeDesc: desc, Agent: Agent{User: "system"}}
+}
 
-// Healthy returns nil when the journal takes events, or what stands in the way.
-func (l *Log) Healthy() error { panic("unwritten") }
+// Close records that the application stopped, refuses new events, makes what was accepted durable, gives a Run that is
+// keeping up two seconds to ship it, and releases the lock. Closing twice returns nil.
+func (l *Log) Close() error {
+	l.gate.RLock()
+	closed := l.closed
+	l.gate.RUnlock()
+	if closed {
+		return nil
+	}
+	_, err := l.Record(context.Background(), Power, l.application("110121"))
+	return errors.Join(err, l.shut())
+}
+
+// shut ends the goroutines and releases what they used.
+func (l *Log) shut() error {
+	l.gate.Lock()
+	closed := l.closed
+	l.closed = true
+	l.gate.Unlock()
+	if closed {
+		return nil
+	}
+	close(l.in)
+	<-l.finished
+	<-l.stopped
+	l.shipping.end(l)
+	return l.lock.Close()
+}
+
+// Healthy returns nil when the journal takes events and what it holds can be shipped, or what stands in the way.
+func (l *Log) Healthy() error {
+	l.gate.RLock()
+	closed := l.closed
+	l.gate.RUnlock()
+	if closed {
+		return fmt.Errorf("log is closed: %w", ErrUnavailable)
+	}
+	if down := l.down.Load(); down != nil {
+		return fmt.Errorf("journal: %w: %w", *down, ErrUnavailable)
+	}
+	if broken := l.shipping.broken.Load(); broken != nil {
+		return fmt.Errorf("shipping: %w", *broken)
+	}
+	return nil
+}
 
 // Stream is the id of this process's stream.
-func (l *Log) Stream() StreamID { panic("unwritten") }
-
-// Covers reports whether the receipt is for an event that names the record, or that names the patient to whose
-// compartment the record belongs, or (for a search whose hits are not known yet) the type: an event with
-// Interaction "search-type" and an Entity of that type without an ID.
-func (r Receipt) Covers(entityType, id, patient string) bool { panic("unwritten") }
-
-// Events are the events that the receipt is for; do not change them.
-func (r Receipt) Events() []*Event { return r.events }
+func (l *Log) Stream() StreamID { return l.stream }
 
 // Stats is a snapshot of counters, as database/sql's DBStats is.
 type Stats struct {
@@ -86,5 +388,20 @@ type Stats struct {
 	SyncTime                                 time.Duration // sum over all syncs
 }
 
-// Stats returns the snapshot.
-func (l *Log) Stats() Stats { panic("unwritten") }
+// Stats returns the snapshot. Its numbers are read one after the other, not at one instant.
+func (l *Log) Stats() Stats {
+	c := &l.counters
+	s := Stats{
+		Recorded: c.recorded.Load(), Rejected: c.rejected.Load(), Shipped: l.shipping.rows.Load(), Queued: len(l.in),
+		JournalBytes: c.bytes.Load(), GroupCommits: c.groups.Load(), Syncs: c.syncs.Load(), SyncTime: time.Duration(c.syncTime.Load()),
+	}
+	if l.cfg.Storage == nil {
+		return s
+	}
+	shipped := max(l.shipping.next.Load(), c.oldestInLog.Load())
+	if written := c.written.Load(); written > shipped {
+		s.Pending = written - shipped
+		s.Lag = max(0, l.now().Sub(time.UnixMicro(l.shipping.oldest.Load())))
+	}
+	return s
+}

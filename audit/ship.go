@@ -1,0 +1,415 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	batchRows    = 1000
+	batchWait    = 200 * time.Millisecond
+	retryFirst   = 50 * time.Millisecond
+	retryLast    = 5 * time.Second
+	orphansEvery = 5 * time.Second
+	closingWait  = 2 * time.Second
+)
+
+// shipping is what the shipper shares with the rest of the Log.
+type shipping struct {
+	next    atomic.Uint64 // seq up to which Storage has this stream
+	rows    atomic.Uint64
+	oldest  atomic.Int64 // part time of the oldest record that Storage does not have, as far as it is known
+	broken  atomic.Pointer[error]
+	failing atomic.Bool // the last attempt failed
+	hurry   atomic.Int64
+
+	mu      sync.Mutex
+	waiting []*submission // at level Database, by last
+	ready   chan struct{}
+	ending  chan struct{}
+	ended   bool
+	running sync.WaitGroup
+}
+
+func (p *shipping) kick() {
+	select {
+	case p.ready <- struct{}{}:
+	default:
+	}
+}
+
+// await takes over a submission that waits for Storage.
+func (p *shipping) await(s *submission) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next.Load() >= s.last {
+		s.grant(nil)
+		return
+	}
+	if len(p.waiting) == cap(p.waiting) {
+		// Before it grows: while Storage is away, callers give up and must not pile up here.
+		kept := p.waiting[:0]
+		for _, w := range p.waiting {
+			if w.gone.Load() {
+				w.grant(ErrUnavailable)
+				continue
+			}
+			kept = append(kept, w)
+		}
+		clear(p.waiting[len(kept):])
+		p.waiting = kept
+	}
+	p.waiting = append(p.waiting, s)
+	p.kick()
+}
+
+// stored says that Storage has everything before next.
+func (p *shipping) stored(next uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.next.Store(next)
+	n := 0
+	for n < len(p.waiting) && p.waiting[n].last <= next {
+		p.waiting[n].grant(nil)
+		n++
+	}
+	p.waiting = append(p.waiting[:0], p.waiting[n:]...)
+}
+
+func (p *shipping) urgent() bool {
+	if p.hurry.Load() > 0 {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.waiting) > 0
+}
+
+// enter counts a Run in, unless the log is closed.
+func (p *shipping) enter() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.ended {
+		return false
+	}
+	p.running.Add(1)
+	return true
+}
+
+// end lets a shipper that keeps up finish, then stops it and fails whoever still waits.
+func (p *shipping) end(l *Log) {
+	ctx, cancel := context.WithTimeout(context.Background(), closingWait)
+	defer cancel()
+	_ = l.drain(ctx) // what is not shipped now is shipped after the next start
+	p.mu.Lock()
+	p.ended = true
+	close(p.ending)
+	p.mu.Unlock()
+	p.running.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.waiting {
+		s.grant(fmt.Errorf("log is closed: %w", ErrUnavailable))
+	}
+	p.waiting = nil
+}
+
+// Run ships groups to Storage until ctx is done or the log is closed, retrying for ever with jittered backoff. It also
+// ships what other streams' dead processes left behind under cfg.Dir. It returns nil when it was told to stop. Call it
+// once.
+func (l *Log) Run(ctx context.Context) error {
+	if l.cfg.Storage == nil {
+		return nil
+	}
+	if !l.shipping.enter() {
+		return fmt.Errorf("shipping: log is closed: %w", ErrUnavailable)
+	}
+	defer l.shipping.running.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-l.shipping.ending:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	var orphans sync.WaitGroup
+	orphans.Go(func() { l.shipOrphans(ctx) })
+	own := courier{l: l, dir: l.dir, stream: l.stream, own: true}
+	err := own.run(ctx)
+	if err != nil {
+		err = fmt.Errorf("stream %s: %w", l.stream, err)
+		l.shipping.broken.Store(&err)
+		l.logger.Error("audit shipping stopped", "error", err)
+		if _, err := l.Submit(Process, l.alert("the database does not continue this stream; shipping stopped")); err != nil {
+			l.logger.Error("audit alert was not recorded", "error", err)
+		}
+		<-ctx.Done()
+	}
+	orphans.Wait()
+	return nil
+}
+
+// Drain waits until everything recorded so far is in Storage, or ctx is done. Without a Storage it returns at once.
+func (l *Log) Drain(ctx context.Context) error {
+	if err := l.drain(ctx); err != nil {
+		return fmt.Errorf("draining audit journal: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) drain(ctx context.Context) error {
+	if l.cfg.Storage == nil {
+		return nil
+	}
+	accepted := l.counters.accepted.Load()
+	l.shipping.hurry.Add(1)
+	defer l.shipping.hurry.Add(-1)
+	l.shipping.kick()
+	poll := time.NewTicker(2 * time.Millisecond)
+	defer poll.Stop()
+	for {
+		if l.counters.settled.Load() >= accepted && l.shipping.next.Load() >= l.counters.written.Load() {
+			return nil
+		}
+		select {
+		case <-poll.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// shipOrphans ships the streams that no living process holds, again and again: a process may die at any time.
+func (l *Log) shipOrphans(ctx context.Context) {
+	done := map[StreamID]bool{}
+	for {
+		streams, err := listStreams(l.fs, l.cfg.Dir)
+		if err != nil {
+			l.logger.Error("audit streams cannot be listed", "error", err)
+		}
+		for _, stream := range streams {
+			if stream == l.stream || ctx.Err() != nil {
+				continue
+			}
+			lock, err := l.fs.Lock(filepath.Join(streamDir(l.cfg.Dir, stream), lockName))
+			if err != nil {
+				delete(done, stream) // alive: it will have more to ship when it is dead
+				continue
+			}
+			if !done[stream] {
+				if err := l.shipOrphan(ctx, stream); err != nil {
+					l.logger.Error("audit stream of a dead process cannot be shipped", "stream", stream, "error", err)
+				}
+				done[stream] = ctx.Err() == nil
+			}
+			if err := lock.Close(); err != nil {
+				l.logger.Error("audit stream cannot be unlocked", "stream", stream, "error", err)
+			}
+		}
+		if !pause(ctx, orphansEvery) {
+			return
+		}
+	}
+}
+
+func (l *Log) shipOrphan(ctx context.Context, stream StreamID) error {
+	dir := streamDir(l.cfg.Dir, stream)
+	found, err := recoverStream(l.fs, dir, stream, l.logger)
+	for _, desc := range found.alerts {
+		if _, err := l.Submit(Process, l.alert(desc)); err != nil {
+			return err
+		}
+	}
+	if err != nil {
+		return err
+	}
+	c := courier{l: l, dir: dir, stream: stream}
+	return c.run(ctx)
+}
+
+// courier takes one stream to Storage.
+type courier struct {
+	l      *Log
+	dir    string
+	stream StreamID
+	own    bool // of this process: follow it; otherwise ship what is there and return
+}
+
+// run returns nil when ctx is done, and for a stream of a dead process when all is shipped. It returns an error when the
+// stream cannot be shipped any further by trying again.
+func (c *courier) run(ctx context.Context) error {
+	wait := retryFirst
+	for ctx.Err() == nil {
+		err := c.follow(ctx, &wait)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, ErrIngested):
+			continue // ask for the head again
+		case errors.Is(err, ErrChain), errors.Is(err, errFrame):
+			return err
+		case ctx.Err() != nil:
+			return nil
+		}
+		c.l.shipping.failing.Store(true)
+		c.l.logger.Warn("audit shipping failed", "stream", c.stream, "error", err)
+		// Not cut short by new records: a database that is down must not be hammered.
+		if !pause(ctx, wait/2+rand.N(wait/2)) {
+			return nil
+		}
+		wait = min(2*wait, retryLast)
+	}
+	return nil
+}
+
+// follow ships from where Storage is until something fails.
+func (c *courier) follow(ctx context.Context, wait *time.Duration) error {
+	next, chain, err := c.l.cfg.Storage.Head(ctx, c.stream)
+	if err != nil {
+		return fmt.Errorf("asking for the head: %w", err)
+	}
+	if c.own {
+		c.l.shipping.stored(next)
+	}
+	if c.own && next > c.l.counters.written.Load() {
+		return fmt.Errorf("storage has %d records of %d: %w", next, c.l.counters.written.Load(), ErrChain)
+	}
+	t := cursor{fs: c.l.fs, dir: c.dir, stream: c.stream, next: next, chain: chain}
+	if c.own {
+		t.newest = c.l.counters.segment.Load
+	}
+	defer t.close()
+	for {
+		b, err := c.collect(ctx, &t)
+		if len(b.Rows) == 0 || ctx.Err() != nil {
+			return err
+		}
+		if c.own {
+			c.l.shipping.oldest.Store(b.Rows[0].PartTime.UnixMicro())
+		}
+		if err := c.l.cfg.Storage.Ingest(ctx, b); err != nil {
+			return fmt.Errorf("ingesting %d rows from %d: %w", len(b.Rows), b.First, err)
+		}
+		*wait = retryFirst
+		c.l.shipping.failing.Store(false)
+		c.l.shipping.rows.Add(uint64(len(b.Rows)))
+		if c.own {
+			c.l.shipping.oldest.Store(b.Rows[len(b.Rows)-1].PartTime.UnixMicro())
+			c.l.shipping.stored(t.next)
+		}
+		if err := c.trim(t.next); err != nil {
+			c.l.logger.Warn("audit segments cannot be trimmed", "stream", c.stream, "error", err)
+		}
+	}
+}
+
+// collect gathers groups until there are enough rows or the first has waited long enough. It returns an empty batch when
+// there is nothing left to ship or ctx is done.
+func (c *courier) collect(ctx context.Context, t *cursor) (Batch, error) {
+	b := Batch{Stream: c.stream, First: t.next, Prev: t.chain}
+	var since time.Time
+	for len(b.Rows) < batchRows {
+		if c.own && t.next >= c.l.counters.durable.Load() {
+			rest := batchWait - time.Since(since)
+			if len(b.Rows) > 0 && (rest <= 0 || c.l.shipping.urgent()) {
+				break
+			}
+			if len(b.Rows) == 0 {
+				rest = time.Hour
+			}
+			timer := time.NewTimer(rest)
+			select {
+			case <-c.l.shipping.ready:
+			case <-timer.C:
+			case <-ctx.Done():
+			}
+			timer.Stop()
+			if ctx.Err() != nil {
+				return Batch{}, nil
+			}
+			continue
+		}
+		g, err := t.read()
+		if errors.Is(err, io.EOF) && !c.own {
+			break
+		}
+		if err != nil {
+			if len(b.Rows) > 0 {
+				break // ship what is whole; the error comes again
+			}
+			return b, fmt.Errorf("reading journal at %d: %w", t.next, err)
+		}
+		if since.IsZero() {
+			since = time.Now()
+		}
+		for i, r := range g.records {
+			e, err := DecodeEvent(r.body)
+			if err != nil {
+				return Batch{}, fmt.Errorf("record %d: %w: %w", r.seq, err, errFrame)
+			}
+			b.Rows = append(b.Rows, Row{Seq: r.seq, Event: e, PartTime: time.UnixMicro(r.part).UTC(), Salt: r.salt, Body: r.body, Leaf: g.leaves[i]})
+		}
+		b.Chain = g.head.chain
+	}
+	return b, nil
+}
+
+// trim removes whole segments that Storage has, but never the last: it holds the place where the stream goes on.
+func (c *courier) trim(shipped uint64) error {
+	segments, _, err := listSegments(c.l.fs, c.dir, c.stream)
+	if err != nil {
+		return err
+	}
+	removed := false
+	for i, s := range segments {
+		if i == len(segments)-1 || s.limit > shipped || s.damaged || isDamaged(s.path) {
+			break
+		}
+		size, err := fileSize(c.l.fs, s.path)
+		if err != nil {
+			return err
+		}
+		if err := c.l.fs.Remove(s.path); err != nil {
+			return err
+		}
+		removed = true
+		if c.own {
+			c.l.counters.bytes.Add(-size)
+			c.l.counters.oldestInLog.Store(s.limit)
+		}
+	}
+	if !removed {
+		return nil
+	}
+	return c.l.fs.SyncDir(c.dir)
+}
+
+func fileSize(fs FS, path string) (int64, error) {
+	f, err := fs.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	size, err := f.Size()
+	return size, errors.Join(err, f.Close())
+}
+
+// pause waits, and reports whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
