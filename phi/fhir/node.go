@@ -80,7 +80,7 @@ func unescape(in []byte) []byte {
 			i += 4
 			if utf16.IsSurrogate(c) {
 				pair := rune(utf8.RuneError)
-				if i+6 < len(in)+0 && in[i+1] == '\\' && in[i+2] == 'u' {
+				if i+6 < len(in) && in[i+1] == '\\' && in[i+2] == 'u' {
 					pair = utf16.DecodeRune(c, hex4(in[i+3:]))
 				}
 				if c = pair; c != utf8.RuneError {
@@ -100,8 +100,9 @@ func hex4(in []byte) rune {
 	return rune(c)
 }
 
-// appendQuoted appends s as a JSON string.
+// appendQuoted appends s as a JSON string; bytes that are not UTF-8 become U+FFFD.
 func appendQuoted(dst []byte, s string) []byte {
+	s = strings.ToValidUTF8(s, "\uFFFD")
 	dst = append(dst, '"')
 	for i := range len(s) {
 		switch c := s[i]; {

@@ -42,7 +42,7 @@ func (v *validator) primitive(n int32, e *elem) {
 	}
 }
 
-// isInteger checks a JSON number against FHIR's 32-bit types: no fraction, no exponent, no -0.
+// isInteger checks a JSON number against FHIR's 32-bit types: no fraction, no exponent.
 func isInteger(raw []byte, kind string) bool {
 	digits := raw
 	negative := len(raw) > 0 && raw[0] == '-'
@@ -102,7 +102,7 @@ func wellFormed(s []byte, kind string) bool {
 	return len(bytes.TrimSpace(s)) > 0 && bytes.IndexFunc(s, isControl) < 0
 }
 
-func isSpace(c rune) bool { return c <= ' ' || c == 0xA0 }
+func isSpace(c rune) bool { return c <= ' ' }
 
 func isControl(c rune) bool { return c < ' ' && c != '\t' && c != '\n' && c != '\r' }
 

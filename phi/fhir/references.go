@@ -53,14 +53,14 @@ func splitReference(literal string) (kind, id string) {
 func (r *Resource) References() []Reference {
 	var found []Reference
 	r.literals(func(n int32, value string) {
-		found = append(found, Reference{r.path(n), value})
+		found = append(found, Reference{strings.TrimSuffix(r.path(n), ".reference"), value})
 	}, nil)
 	return found
 }
 
 // Rewrite returns a copy in which literal references are replaced where with returns ok; all other text stays as it is.
 // with is asked for what References lists, in order, and for each href and src of a narrative that is a urn:uuid: or
-// urn:oid: (http://hl7.org/fhir/R4/http.html#trules). A replacement that is not text for a FHIR string is not checked.
+// urn:oid: (http://hl7.org/fhir/R4/http.html#trules). What it returns is not checked.
 func (r *Resource) Rewrite(with func(reference string) (string, bool)) *Resource {
 	var edits []edit
 	r.literals(func(n int32, value string) {

@@ -56,13 +56,21 @@ func (t *tables) param(owner string, f []string) (*param, error) {
 	}
 	p := &param{name: f[0], kind: f[1]}
 	for _, text := range f[2:] {
-		path, kind, _ := strings.Cut(text, ":")
-		pl := place{kind: kind}
+		colon := strings.LastIndexByte(text, ':') // a filter may hold a URL
+		path := text[:max(colon, 0)]
+		pl := place{kind: text[colon+1:]}
 		at := t.types[owner]
-		for _, part := range strings.Split(path, ".") {
-			s := step{}
-			part, filter, _ := strings.Cut(strings.TrimSuffix(part, "]"), "[")
-			s.name = part
+		for path != "" {
+			end := strings.IndexAny(path, ".[")
+			if end < 0 {
+				end = len(path)
+			}
+			part, filter := path[:end], ""
+			if path = path[end:]; strings.HasPrefix(path, "[") {
+				filter, path, _ = strings.Cut(path[1:], "]")
+			}
+			path = strings.TrimPrefix(path, ".")
+			s := step{name: part}
 			if target, ok := strings.CutPrefix(filter, "@"); ok {
 				s.key, s.value = "@", target
 			} else {

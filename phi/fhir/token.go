@@ -52,7 +52,10 @@ func (t token) plain(code string, set *valueSet) bool {
 	if !t.anyCode && !strings.EqualFold(code, t.code) {
 		return false
 	}
-	return t.anySystem || set != nil && set.has(t.system, code)
+	if set == nil {
+		return t.anySystem || t.system == ""
+	}
+	return t.anySystem || set.has(t.system, code)
 }
 
 func (t token) coding(r *Resource, n int32) bool {

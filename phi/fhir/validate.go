@@ -165,8 +165,8 @@ func (v *validator) item(n int32, e *elem) {
 	}
 }
 
-// bound checks that a concept has a coding from its required binding. A concept that says in an extension why it has
-// none is let through, as is one of which only that is known.
+// bound checks that a concept has a coding from its required binding. A concept without any is let through
+// when an extension may say why (http://hl7.org/fhir/R4/extension-data-absent-reason.html).
 func (v *validator) bound(n int32, set *valueSet) {
 	list := v.child(n, "coding")
 	if list == 0 {

@@ -12,8 +12,11 @@ package fhir
 // keep false drops the value. A replacement other than nil is JSON text that takes the value's place and is not visited.
 // Otherwise the value stays, and visit goes on to its parts. Objects and arrays that lose all their content vanish with
 // their names. With a primitive go its extensions; in an array of primitives and the array of its extensions the other
-// items stay aligned. resourceType and id of the resource are not visited.
+// items stay aligned. resourceType and id of the resource are not visited. Walk panics when a replacement is not JSON.
 func (r *Resource) Walk(visit func(path, fhirType string, raw []byte) (replacement []byte, keep bool)) *Resource {
+	if len(r.nodes) == 0 {
+		return &Resource{}
+	}
 	w := walker{r: r, visit: visit, element: definitions().types["Element"]}
 	text := w.object(0, r.Type, definitions().types[r.Type])
 	return reparse(text)

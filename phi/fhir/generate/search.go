@@ -33,10 +33,24 @@ var (
 		"number":    {"decimal", "integer", "positiveInt", "unsignedInt"},
 		"uri":       {"uri", "url", "canonical", "oid", "uuid"},
 	}
-	// passed are types that FHIR's own search rules have no comparison for.
+	// passed are types that a choice allows but FHIR has no comparison for: http://hl7.org/fhir/R4/search.html#table
 	passed = map[string][]string{
-		"quantity": {"SampledData"},
-		"date":     {"string"},
+		"quantity":  {"SampledData"},
+		"date":      {"string", "Age", "Range"},
+		"reference": {"Attachment"},
+	}
+	// usCore are the parameters that US Core 6.1.0 adds, as in http://hl7.org/fhir/us/core/STU6.1/search-parameters.html.
+	// Race and ethnicity are written with the coding instead of its code alone, so that system|code works.
+	usCore = map[string][]string{
+		"CareTeam":  {"role token participant.role:CodeableConcept"},
+		"Condition": {"asserted-date date extension[url=http://hl7.org/fhir/StructureDefinition/condition-assertedDate].valueDateTime:dateTime"},
+		"Encounter": {"discharge-disposition token hospitalization.dischargeDisposition:CodeableConcept"},
+		"Goal":      {"description token description:CodeableConcept"},
+		"Patient": {
+			"ethnicity token extension[url=http://hl7.org/fhir/us/core/StructureDefinition/us-core-ethnicity].extension.valueCoding:Coding",
+			"gender-identity token extension[url=http://hl7.org/fhir/us/core/StructureDefinition/us-core-genderIdentity].valueCodeableConcept:CodeableConcept",
+			"race token extension[url=http://hl7.org/fhir/us/core/StructureDefinition/us-core-race].extension.valueCoding:Coding",
+		},
 	}
 )
 
@@ -51,7 +65,7 @@ func writeSearch(w io.Writer, m *model, params []searchParameter) map[string]boo
 		if m.kinds[base] != "resource" {
 			continue
 		}
-		fmt.Fprintf(w, "search %s\n", base)
+		rows := slices.Clone(usCore[base])
 		for _, p := range params {
 			// A phonetic search needs an algorithm that FHIR leaves open; the prefix search would pass for it.
 			if p.Code == "phonetic" || !slices.Contains(p.Base, base) || written[base+"."+p.Code] {
@@ -62,11 +76,18 @@ func writeSearch(w io.Writer, m *model, params []searchParameter) map[string]boo
 				continue
 			}
 			written[base+"."+p.Code] = true
-			fmt.Fprintf(w, " %s %s", p.Code, p.Type)
+			line := p.Code + " " + p.Type
 			for _, pl := range places {
-				fmt.Fprintf(w, " %s:%s", pl.path, pl.kind)
+				line += " " + pl.path + ":" + pl.kind
 			}
-			fmt.Fprintln(w)
+			rows = append(rows, line)
+		}
+		slices.SortFunc(rows, func(a, b string) int {
+			return strings.Compare(strings.Fields(a)[0], strings.Fields(b)[0])
+		})
+		fmt.Fprintf(w, "search %s\n", base)
+		for _, row := range rows {
+			fmt.Fprintf(w, " %s\n", row)
 		}
 	}
 	return written
