@@ -167,6 +167,7 @@ func (k *keyring) demand() <-chan struct{} {
 			k.mu.Unlock()
 			return nil
 		}
+	case k.current.Load() == nil: // the very first fetch does not use up the one for a key that is new after it
 	case !k.demanded.IsZero() && now.Sub(k.demanded) < demandEvery:
 		k.mu.Unlock()
 		return nil
