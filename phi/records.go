@@ -2,8 +2,18 @@ package phi
 
 import (
 	"context"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strconv"
 	"time"
+
+	"github.com/tidwall/gjson"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
@@ -30,20 +40,329 @@ type Levels struct {
 }
 
 // Records is the door to the sealed records. Safe for concurrent use. Every call records its own audit events, refusals
-// and failures included; every error is an *Error.
-type Records struct{ unwritten int }
+// and failures included; every error is an *Error. Strings of Caller and Ref end up in events, which outlive the call:
+// they must not be borrowed from request buffers.
+type Records struct {
+	storage Storage
+	keys    *keyset.Keys
+	access  *auth.Access
+	log     *audit.Log
+	level   Levels
+	logger  *slog.Logger
+	now     func() time.Time
 
-// Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets.
-func Open(ctx context.Context, cfg Config) (*Records, error) { panic("unwritten") }
+	index        *index
+	pages        cipher.AEAD // seals paging cursors
+	queries      cipher.AEAD // seals search text in events
+	pseudonyms   []byte      // HMAC key of ids in the de-identified view
+	imports      []byte      // HMAC key of ids and digests of imported content
+	organisation WrappedKey  // data key of records that are nobody's
+}
+
+// Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets and data key.
+func Open(ctx context.Context, cfg Config) (*Records, error) {
+	r := &Records{
+		storage: cfg.Storage, keys: cfg.Keys, access: cfg.Access, log: cfg.Audit, level: cfg.Level, logger: cfg.Logger,
+		now: cfg.Now,
+	}
+	if r.level.Disclosure == 0 {
+		r.level.Disclosure = audit.Power
+	}
+	if r.level.Other == 0 {
+		r.level.Other = audit.Process
+	}
+	if r.logger == nil {
+		r.logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Source != "" {
+		r.logger = r.logger.With(slog.String("source", cfg.Source))
+	}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	indexKeys := map[TokenKind][]byte{}
+	for kind, name := range indexKeyNames() {
+		key, err := r.secret(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		indexKeys[kind] = key
+	}
+	r.index = newIndex(indexKeys)
+	var err error
+	if r.pseudonyms, err = r.secret(ctx, "pseudonym"); err != nil {
+		return nil, err
+	}
+	if r.imports, err = r.secret(ctx, "import"); err != nil {
+		return nil, err
+	}
+	if r.pages, err = r.cipher(ctx, "page"); err != nil {
+		return nil, err
+	}
+	if r.queries, err = r.cipher(ctx, "audit-query"); err != nil {
+		return nil, err
+	}
+	candidate, err := r.newKey(ctx, UUID{})
+	if err != nil {
+		return nil, err
+	}
+	if r.organisation, err = r.storage.EnsureKey(ctx, candidate); err != nil {
+		return nil, fmt.Errorf("storing the organisation's data key: %w", err)
+	}
+	return r, nil
+}
+
+// secretSegment keeps the organisation's secrets apart from data keys, whose segments count from 0.
+const secretSegment = 0xffff
+
+// wrapped returns the organisation's secret of a name, still wrapped. The name is in the binding, so one secret cannot
+// stand in for another.
+func (r *Records) wrapped(ctx context.Context, name string) (WrappedKey, keyset.Binding, error) {
+	digest := sha256.Sum256([]byte("organisation secret " + name))
+	b := keyset.Binding{Subject: [16]byte(digest[:16]), Segment: secretSegment, KeyID: 1}
+	kek, wrapped, err := r.keys.NewKey(ctx, b)
+	if err != nil {
+		return WrappedKey{}, b, fmt.Errorf("making secret %s: %w", name, err)
+	}
+	w, err := r.storage.Secret(ctx, name, WrappedKey{Subject: b.Subject, Segment: b.Segment, KeyID: b.KeyID, KEK: kek, Wrapped: wrapped})
+	if err != nil {
+		return WrappedKey{}, b, fmt.Errorf("storing secret %s: %w", name, err)
+	}
+	return w, b, nil
+}
+
+func (r *Records) secret(ctx context.Context, name string) ([]byte, error) {
+	w, b, err := r.wrapped(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	key, err := r.keys.Secret(ctx, w.KEK, w.Wrapped, b)
+	if err != nil {
+		return nil, fmt.Errorf("opening secret %s: %w", name, err)
+	}
+	return key, nil
+}
+
+func (r *Records) cipher(ctx context.Context, name string) (cipher.AEAD, error) {
+	w, b, err := r.wrapped(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	aead, err := r.keys.AEAD(ctx, w.KEK, w.Wrapped, b)
+	if err != nil {
+		return nil, fmt.Errorf("opening secret %s: %w", name, err)
+	}
+	return aead, nil
+}
+
+// newKey makes the first data key of a subject.
+func (r *Records) newKey(ctx context.Context, subject UUID) (WrappedKey, error) {
+	k := WrappedKey{Subject: subject, KeyID: 1}
+	var err error
+	if k.KEK, k.Wrapped, err = r.keys.NewKey(ctx, k.binding()); err != nil {
+		return WrappedKey{}, fmt.Errorf("making data key: %w", err)
+	}
+	return k, nil
+}
+
+func (k WrappedKey) binding() keyset.Binding {
+	return keyset.Binding{Subject: k.Subject, Segment: k.Segment, KeyID: k.KeyID}
+}
 
 // Read returns the current version.
 func (r *Records) Read(ctx context.Context, c *Caller, ref Ref) (*Resource, error) {
-	panic("unwritten")
+	return r.read(ctx, r.begin(c, verbRead, ref))
 }
 
 // ReadVersion returns one version.
 func (r *Records) ReadVersion(ctx context.Context, c *Caller, ref Ref, version int64) (*Resource, error) {
-	panic("unwritten")
+	a := r.begin(c, verbVRead, ref)
+	a.version = version
+	return r.read(ctx, a)
+}
+
+func (r *Records) read(ctx context.Context, a *attempt) (*Resource, error) {
+	res, e := a.read(ctx)
+	if e != nil {
+		return nil, a.refuse(ctx, e)
+	}
+	a.finish()
+	return res, nil
+}
+
+// read is the hot path: one round trip to the storage, one event, one opened row.
+func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
+	if e := a.checkRef(); e != nil {
+		return nil, e
+	}
+	if e := a.permit(a.verb.letter, a.ref.Type); e != nil {
+		return nil, e
+	}
+	row, e := a.fetch(ctx)
+	if e != nil {
+		return nil, e
+	}
+	a.version = row.Version
+	if len(row.Patients) > 0 {
+		a.patient = row.Patients[0]
+	}
+	// Existence is not for everybody to know: outside the caller's patients a record looks like none.
+	if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
+		return nil, e
+	}
+	if a.view.classes&^row.Fetched != 0 { // the record's decision shows more than the type's promised
+		if row, e = a.fetch(ctx); e != nil {
+			return nil, e
+		}
+	}
+	if row.Deleted() {
+		return nil, gone()
+	}
+	return a.disclose(ctx, row)
+}
+
+func (a *attempt) fetch(ctx context.Context) (row *Sealed, e *Error) {
+	since := time.Now()
+	var err error
+	if a.verb.interaction == verbVRead.interaction {
+		row, err = a.storage.FetchVersion(ctx, a.ref, a.version, a.view.classes)
+	} else {
+		row, err = a.storage.Fetch(ctx, a.ref, a.view.classes)
+	}
+	a.trace.Database += time.Since(since)
+	if err != nil {
+		return nil, stored(err)
+	}
+	return row, nil
+}
+
+// disclose records the event and opens the row against its receipt. The data key is unwrapped while the event is on its
+// way to the disk.
+func (a *attempt) disclose(ctx context.Context, row *Sealed) (*Resource, *Error) {
+	ticket, err := a.log.Submit(a.level.Disclosure, a.event(audit.Success, row.Ref, row.Version, row.Patients))
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	aead, e := a.aead(ctx, row)
+	since := time.Now()
+	receipt, err := ticket.Wait(ctx)
+	a.trace.Audit += time.Since(since)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	if e != nil {
+		return nil, e
+	}
+	return a.open(ctx, row, aead, receipt)
+}
+
+// aead returns the cipher of a row's data key.
+func (a *attempt) aead(ctx context.Context, row *Sealed) (cipher.AEAD, *Error) {
+	since := time.Now()
+	aead, err := a.keys.AEAD(ctx, row.Key.KEK, row.Key.Wrapped, keyset.Binding{Subject: row.Subject, Segment: row.Segment, KeyID: row.KeyID})
+	a.trace.Crypto += time.Since(since)
+	switch {
+	case err == nil:
+		return aead, nil
+	case errors.Is(err, keyset.ErrWrapped):
+		return nil, a.broken(ctx, row, err)
+	}
+	return nil, unavailable(err)
+}
+
+// open opens what the view shows of a row and makes its JSON.
+func (a *attempt) open(ctx context.Context, row *Sealed, aead cipher.AEAD, receipt audit.Receipt) (*Resource, *Error) {
+	since := time.Now()
+	elements, err := a.elements(row, aead, receipt)
+	if err != nil {
+		if errors.Is(err, errNoReceipt) {
+			return nil, unavailable(err)
+		}
+		return nil, a.broken(ctx, row, err)
+	}
+	res := a.render(row, elements)
+	a.trace.Crypto += time.Since(since)
+	return res, nil
+}
+
+func (a *attempt) elements(row *Sealed, aead cipher.AEAD, receipt audit.Receipt) ([]fhir.Element, error) {
+	var plain [NumClasses][]byte
+	if err := openRow(aead, row, a.view.classes, receipt, &plain); err != nil {
+		return nil, err
+	}
+	return join(&plain, make([]fhir.Element, 0, 24))
+}
+
+// render makes the JSON of opened elements, as far as the view goes.
+func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
+	res := &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method, Subsetted: !a.view.full()}
+	if a.view.deidentified {
+		return a.renderDeidentified(res, elements)
+	}
+	var stored []byte
+	size := 128
+	rest := elements[:0]
+	for _, e := range elements {
+		if e.Name == "meta" {
+			stored = e.Raw
+			continue
+		}
+		size += len(e.Name) + len(e.Raw) + 4
+		rest = append(rest, e)
+	}
+	var meta [192]byte
+	m := appendMeta(meta[:0], row.Version, row.Updated, stored, res.Subsetted)
+	res.JSON = fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, rest)
+	return res
+}
+
+// renderDeidentified shows neither the record's id nor when it was stored: a year, as Safe Harbor allows (45 CFR
+// 164.514(b)(2)(i)(C)), and a pseudonym that stays the same for this organisation.
+func (a *attempt) renderDeidentified(res *Resource, elements []fhir.Element) *Resource {
+	elements = slices.DeleteFunc(elements, func(e fhir.Element) bool { return e.Name == "meta" })
+	text := fhir.Assemble(nil, res.Type, res.ID, []byte("{}"), elements)
+	res.ID = a.pseudonym(res.Ref)
+	res.Updated = time.Date(res.Updated.Year(), 1, 1, 0, 0, 0, 0, time.UTC)
+	res.JSON = nil
+	var kept []fhir.Element
+	if whole, issues := fhir.Parse(text); issues == nil {
+		kept = slices.DeleteFunc(deidentify(whole).Elements, func(e fhir.Element) bool { return e.Name == "meta" })
+	}
+	res.JSON = fhir.Assemble(nil, res.Type, res.ID, []byte(`{"tag":[`+subsettedTag+`]}`), kept)
+	return res
+}
+
+// pseudonym is the id that the de-identified view shows.
+func (r *Records) pseudonym(ref Ref) string {
+	mac := hmac.New(sha256.New, r.pseudonyms)
+	mac.Write([]byte(ref.String()))
+	return hex.EncodeToString(mac.Sum(nil)[:16])
+}
+
+const subsettedTag = `{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"` + subsettedCode + `"}`
+
+// appendMeta makes meta: what the server states, then the stored members in their own text.
+func appendMeta(dst []byte, version int64, updated time.Time, stored []byte, subsetted bool) []byte {
+	dst = append(dst, `{"versionId":"`...)
+	dst = strconv.AppendInt(dst, version, 10)
+	dst = append(dst, `","lastUpdated":"`...)
+	dst = updated.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000Z")
+	dst = append(dst, '"')
+	tagged := !subsetted
+	if len(stored) > 0 {
+		gjson.ParseBytes(stored).ForEach(func(name, value gjson.Result) bool {
+			dst = append(append(append(append(dst, ','), name.Raw...), ':'), value.Raw...)
+			if !tagged && name.String() == "tag" && value.IsArray() {
+				dst = append(append(append(dst[:len(dst)-1], ','), subsettedTag...), ']')
+				tagged = true
+			}
+			return true
+		})
+	}
+	if !tagged {
+		dst = append(append(append(dst, `,"tag":[`...), subsettedTag...), ']')
+	}
+	return append(dst, '}')
 }
 
 // Page is one page of a search or a history.
@@ -55,60 +374,12 @@ type Page struct {
 	Warnings  []fhir.Issue // e.g. parameters that were ignored
 }
 
-// History returns versions of one record, newest first. page is "" or a Page.Next.
-func (r *Records) History(ctx context.Context, c *Caller, ref Ref, count int, page string) (*Page, error) {
-	panic("unwritten")
-}
-
 // Param is one search parameter as it came: name with modifier, and its raw value (comma = or).
 type Param struct{ Name, Value string }
 
-// Search returns current records of a type. A parameter "_page" holds a Page.Next and stands alone. strict refuses
-// unknown parameters (Prefer: handling=strict) instead of warning.
-func (r *Records) Search(ctx context.Context, c *Caller, resourceType string, params []Param, strict bool) (*Page, error) {
-	panic("unwritten")
-}
-
 // Written is what a write did.
 type Written struct {
-	*Resource // as the caller may see it
+	*Resource // as the caller may see it; without JSON after a delete, or when the caller may write but not read
 	Created   bool
 	Unchanged bool // conditional create that matched, or an import of what was there already
-}
-
-// Create stores a new record under a new id. ifNoneExist holds search parameters of a conditional create, or nil.
-func (r *Records) Create(ctx context.Context, c *Caller, resourceType string, body []byte, ifNoneExist []Param) (*Written, error) {
-	panic("unwritten")
-}
-
-// Update stores a new version, creating the record when it does not exist (FHIR "update as create"). ifMatch is the version
-// that must be current, 0 for any.
-func (r *Records) Update(ctx context.Context, c *Caller, ref Ref, body []byte, ifMatch int64) (*Written, error) {
-	panic("unwritten")
-}
-
-// Delete stores a tombstone. Deleting what is deleted already succeeds. ifMatch as in Update.
-func (r *Records) Delete(ctx context.Context, c *Caller, ref Ref, ifMatch int64) (*Written, error) {
-	panic("unwritten")
-}
-
-// Bundle executes a transaction (all or nothing, urn:uuid: and conditional references resolved) or a batch (each entry
-// for itself) and returns the entries of the response in the request's order.
-func (r *Records) Bundle(ctx context.Context, c *Caller, body []byte) (*BundleResult, error) {
-	panic("unwritten")
-}
-
-// BundleResult is the outcome of a bundle.
-type BundleResult struct {
-	Type    string // transaction-response or batch-response
-	Entries []EntryResult
-}
-
-// EntryResult is the outcome of one entry: exactly one of Written, Resource, Page and Err is set.
-type EntryResult struct {
-	Method   string
-	Written  *Written
-	Resource *Resource
-	Page     *Page
-	Err      *Error
 }

@@ -1,0 +1,300 @@
+package phi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi/fhir"
+)
+
+// Events of this room:
+//
+//   - A read, vread or history is one event, durable before anything is opened.
+//   - A search is one event with its text sealed and an entity that has a type and no id (its hits are not known yet),
+//     durable before candidates are opened. Patients that it did not name and that are disclosed get an event each, with
+//     the records disclosed, before the page is returned.
+//   - A write is an Intent, durable before the commit, and an event with the outcome after it, both with the Intent's id as
+//     Correlation. The writes of a transaction or an import chunk are one Intent each, handed over as one group; all share
+//     the first one's id as Correlation, and one event tells the outcome of all.
+//   - A refusal or failure is one event, recorded before the answer goes out; when it cannot be recorded the answer is
+//     Unavailable.
+//   - A row that does not open is a security alert ("phi.integrity_failure") naming type, id, version and key, beside it.
+
+// verb is what a call does, in the words of audit and of auth.
+type verb struct {
+	interaction string
+	action      audit.Action
+	letter      auth.Interaction
+}
+
+var (
+	verbRead    = verb{"read", audit.ActionRead, auth.Read}
+	verbVRead   = verb{"vread", audit.ActionRead, auth.Read}
+	verbHistory = verb{"history-instance", audit.ActionRead, auth.Read}
+	verbSearch  = verb{"search-type", audit.ActionExecute, auth.Search}
+	verbCreate  = verb{"create", audit.ActionCreate, auth.Create}
+	verbUpdate  = verb{"update", audit.ActionUpdate, auth.Update}
+	verbDelete  = verb{"delete", audit.ActionDelete, auth.Delete}
+	verbBatch   = verb{"batch", audit.ActionExecute, 0}
+	verbTransac = verb{"transaction", audit.ActionExecute, 0}
+	verbImport  = verb{"import", audit.ActionExecute, 0}
+)
+
+// view is the part of a record that a decision lets through.
+type view struct {
+	classes      ClassSet
+	deidentified bool
+}
+
+func (v view) full() bool { return v.classes == AllClasses && !v.deidentified }
+
+// attempt is one call in progress: on whose behalf, what was decided so far, and how long its parts took. It is what an
+// event is made of.
+type attempt struct {
+	*Records
+	caller   *Caller
+	verb     verb
+	kind     audit.Type
+	start    time.Time
+	ref      Ref
+	version  int64
+	patient  string // whom the record concerns, as soon as that is known
+	decision auth.Decision
+	view     view
+	trace    Trace
+	intent   audit.ID // correlation of the intents that were recorded
+}
+
+func (r *Records) begin(c *Caller, v verb, ref Ref) *attempt {
+	a := &attempt{Records: r, caller: c, verb: v, kind: audit.TypeREST, start: c.Start, ref: ref}
+	if a.start.IsZero() {
+		a.start = time.Now()
+	}
+	return a
+}
+
+// checkRef refuses types and ids that cannot exist, before either gets into an event.
+func (a *attempt) checkRef() *Error {
+	if !fhir.Known(a.ref.Type) {
+		a.ref = Ref{}
+		return fail(NotFound, "not-supported", "there is no such resource type")
+	}
+	if !fhir.ValidID(a.ref.ID) {
+		a.ref.ID = ""
+		return invalid("value", "the id is not a FHIR id")
+	}
+	return nil
+}
+
+// permit decides what can be decided about the type alone.
+func (a *attempt) permit(letter auth.Interaction, resourceType string) *Error {
+	if a.caller.Principal == nil {
+		return denied()
+	}
+	since := time.Now()
+	a.decision = a.access.Type(a.caller.Principal, letter, resourceType, a.caller.Purpose)
+	a.trace.Decision += time.Since(since)
+	return a.decided(denied)
+}
+
+// admit decides about a record by the patients it belongs to.
+func (a *attempt) admit(ctx context.Context, letter auth.Interaction, resourceType string, patients []string, refusal func() *Error) *Error {
+	since := time.Now()
+	a.decision = a.access.Check(ctx, a.caller.Principal, auth.Request{
+		Interaction: letter, Type: resourceType, Patients: patients, Purpose: a.caller.Purpose,
+	})
+	a.trace.Decision += time.Since(since)
+	return a.decided(refusal)
+}
+
+func (a *attempt) decided(refusal func() *Error) *Error {
+	if !a.decision.Allowed {
+		if a.decision.Reason == auth.ReasonUnavailable {
+			return unavailable(nil)
+		}
+		return refusal()
+	}
+	classes, deidentified, ok := viewOf(a.decision.View)
+	if !ok { // a view that this build does not know shows nothing
+		a.decision.Allowed = false
+		return denied()
+	}
+	a.view = view{classes, deidentified}
+	return nil
+}
+
+// event describes the attempt so far, for one record.
+func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients []string) *audit.Event {
+	e := &audit.Event{
+		Type:        a.kind,
+		Interaction: a.verb.interaction,
+		Action:      a.verb.action,
+		Outcome:     outcome,
+		Purpose:     a.decision.Purpose,
+		Classes:     classNames(a.view.classes),
+		Decision: audit.Decision{
+			Allowed: a.decision.Allowed, Rule: a.decision.Rule, Reason: string(a.decision.Reason),
+			View: a.decision.View, Policy: a.decision.Policy,
+		},
+		RequestID: a.caller.RequestID,
+		Timing: audit.Timing{
+			Total: micros(time.Since(a.start)), Auth: micros(a.caller.AuthTook), Decision: micros(a.trace.Decision),
+			Database: micros(a.trace.Database), Crypto: micros(a.trace.Crypto), Audit: micros(a.trace.Audit),
+		},
+	}
+	if e.Purpose == "" {
+		e.Purpose = a.caller.Purpose
+	}
+	if p := a.caller.Principal; p != nil {
+		e.Agent = audit.Agent{
+			User: p.Subject, Name: p.Name, Client: p.Client, Session: p.Session, Roles: p.Roles, FHIRUser: p.FHIRUser,
+		}
+	}
+	e.Agent.Network = a.caller.Network
+	if ref.Type != "" {
+		e.Entities = make([]audit.Entity, 1, max(1, len(patients)))
+		e.Entities[0] = audit.Entity{Type: ref.Type, ID: ref.ID, Version: version}
+	}
+	if len(patients) > 0 {
+		e.Patient = patients[0]
+		for _, other := range patients[1:] {
+			e.Entities = append(e.Entities, audit.Entity{Type: "Patient", ID: other})
+		}
+	}
+	return e
+}
+
+// refuse records why the attempt failed, and returns what the caller gets to see.
+func (a *attempt) refuse(ctx context.Context, cause *Error) error {
+	outcome := audit.MinorFailure
+	if cause.Kind == Unavailable || cause.Kind == Integrity {
+		outcome = audit.SeriousFailure
+	}
+	var patients []string
+	if a.patient != "" {
+		patients = []string{a.patient}
+	}
+	e := a.event(outcome, a.ref, a.version, patients)
+	e.OutcomeDesc = cause.Kind.String()
+	e.Correlation = a.intent
+	e.Classes = nil // nothing was touched
+	// The request may be over by now (a deadline is a frequent cause); its event is not optional.
+	ctx = context.WithoutCancel(ctx)
+	if _, err := a.record(ctx, a.level.Other, e); err != nil && cause.Kind != Unavailable {
+		cause = err
+	}
+	if cause.Kind == Unavailable || cause.Kind == Integrity {
+		a.logger.LogAttrs(ctx, slog.LevelError, "records: call failed", slog.String("interaction", a.verb.interaction),
+			slog.String("request_id", a.caller.RequestID), slog.String("kind", cause.Kind.String()), slog.Any("err", cause.Err))
+	}
+	a.finish()
+	return cause
+}
+
+// record waits until the events are durable.
+func (a *attempt) record(ctx context.Context, level audit.Level, events ...*audit.Event) (audit.Receipt, *Error) {
+	since := time.Now()
+	receipt, err := a.log.Record(ctx, level, events...)
+	a.trace.Audit += time.Since(since)
+	if err != nil {
+		return audit.Receipt{}, unavailable(err)
+	}
+	return receipt, nil
+}
+
+// outcome tells what became of intents.
+func (a *attempt) outcome(ctx context.Context, ref Ref, version int64, patients []string) {
+	e := a.event(audit.Success, ref, version, patients)
+	e.Correlation = a.intent
+	// The change is committed and its intent, which describes the disclosure, is durable. An answer that denied the change
+	// would be wrong, so a lost outcome shows as an intent without one, and here.
+	if _, err := a.record(context.WithoutCancel(ctx), audit.Process, e); err != nil {
+		a.logger.LogAttrs(ctx, slog.LevelError, "records: outcome of a committed change not recorded",
+			slog.String("request_id", a.caller.RequestID), slog.Any("err", err.Err))
+	}
+}
+
+// finish adds the parts up where the caller asked for them.
+func (a *attempt) finish() {
+	if t := a.caller.Trace; t != nil {
+		t.Decision += a.trace.Decision
+		t.Database += a.trace.Database
+		t.Crypto += a.trace.Crypto
+		t.Audit += a.trace.Audit
+	}
+	a.trace = Trace{}
+}
+
+// broken withholds a row that does not open, and raises the alarm. The event names the row and its key, never bytes.
+func (a *attempt) broken(ctx context.Context, row *Sealed, err error) *Error {
+	e := a.event(audit.SeriousFailure, row.Ref, row.Version, row.Patients)
+	e.Type = audit.TypeSecurityAlert
+	e.Interaction = "phi.integrity_failure"
+	e.Action = audit.ActionExecute
+	e.OutcomeDesc = "a stored row does not open"
+	e.Entities = append(e.Entities, audit.Entity{Type: "key", ID: row.Key.KEK, Version: int64(row.KeyID)})
+	if _, err := a.record(context.WithoutCancel(ctx), a.level.Disclosure, e); err != nil {
+		return err
+	}
+	return fail(Integrity, "exception", "the stored record failed its integrity check and is withheld").because(err)
+}
+
+// stored turns what a Storage returned into an Error.
+func stored(err error) *Error {
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return notFound()
+	case errors.Is(err, ErrVersion), errors.Is(err, ErrGuard):
+		return changed().because(err)
+	}
+	return unavailable(err)
+}
+
+// newEventID makes a UUID version 7 (RFC 9562 section 5.7), for intents, whose outcome must name them.
+func newEventID(now time.Time) (id audit.ID) {
+	rand.Read(id[:])
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(now.UnixMilli()))
+	copy(id[:6], ms[2:])
+	id[6] = id[6]&0x0f | 0x70
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+func micros(d time.Duration) uint32 { return uint32(min(max(d.Microseconds(), 0), 1<<32-1)) }
+
+// classNames lists the classes of a set, in column order.
+func classNames(s ClassSet) []string {
+	if s == AllClasses {
+		return allClassNames
+	}
+	var names []string
+	for c := range Class(NumClasses) {
+		if s.Has(c) {
+			names = append(names, c.String())
+		}
+	}
+	return names
+}
+
+var allClassNames = []string{
+	ClassIdentifier.String(), ClassName.String(), ClassBirthDate.String(), ClassContact.String(), ClassClinical.String(),
+	ClassNarrative.String(),
+}
+
+// sortedKeys gives events and writes an order that does not depend on map iteration.
+func sortedKeys[V any](m map[string]V) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

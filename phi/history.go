@@ -1,0 +1,116 @@
+package phi
+
+import (
+	"context"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+)
+
+// History returns versions of one record, newest first. page is "" or a Page.Next. The history of a deleted record can
+// be read; its tombstones are entries without JSON.
+func (r *Records) History(ctx context.Context, c *Caller, ref Ref, count int, page string) (*Page, error) {
+	a := r.begin(c, verbHistory, ref)
+	p, e := a.history(ctx, count, page)
+	if e != nil {
+		return nil, a.refuse(ctx, e)
+	}
+	a.finish()
+	return p, nil
+}
+
+func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *Error) {
+	if e := a.checkRef(); e != nil {
+		return nil, e
+	}
+	if e := a.permit(a.verb.letter, a.ref.Type); e != nil {
+		return nil, e
+	}
+	scope := a.scope("history " + a.ref.String())
+	var from cursor
+	if page != "" {
+		var err error
+		if from, err = openCursor(a.pages, scope, page); err != nil {
+			return nil, invalid("value", "the page is not one that was given to this caller").because(err)
+		}
+	}
+	count = pageSize(count)
+	since := time.Now()
+	rows, err := a.storage.FetchHistory(ctx, a.ref, a.view.classes, from.Before, count+1)
+	a.trace.Database += time.Since(since)
+	if err != nil {
+		return nil, stored(err)
+	}
+	if len(rows) == 0 {
+		return nil, notFound()
+	}
+	// The newest version decides whether there is anything to see at all; each version then decides about itself, because a
+	// record may have moved between patients.
+	if len(rows[0].Patients) > 0 {
+		a.patient = rows[0].Patients[0]
+	}
+	if e := a.admit(ctx, a.verb.letter, a.ref.Type, rows[0].Patients, notFound); e != nil {
+		return nil, e
+	}
+	result := &Page{Total: -1}
+	if len(rows) > count {
+		rows = rows[:count]
+		if result.Next, err = sealCursor(a.pages, scope, cursor{Before: rows[count-1].Version}); err != nil {
+			return nil, unavailable(err)
+		}
+	} else if page == "" {
+		result.Total = len(rows)
+	}
+	receipt, e := a.record(ctx, a.level.Disclosure, a.event(audit.Success, a.ref, 0, rows[0].Patients))
+	if e != nil {
+		return nil, e
+	}
+	for _, row := range rows {
+		if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
+			if e.Kind == Unavailable {
+				return nil, e
+			}
+			if result.Total > 0 {
+				result.Total--
+			}
+			continue
+		}
+		a.view.classes &= row.Fetched
+		if row.Deleted() {
+			result.Resources = append(result.Resources, a.tombstone(row))
+			continue
+		}
+		aead, e := a.aead(ctx, row)
+		if e != nil {
+			return nil, e
+		}
+		res, e := a.open(ctx, row, aead, receipt)
+		if e != nil {
+			return nil, e
+		}
+		result.Resources = append(result.Resources, res)
+	}
+	return result, nil
+}
+
+func (a *attempt) tombstone(row *Sealed) *Resource {
+	res := &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method, Deleted: true, Subsetted: !a.view.full()}
+	if a.view.deidentified {
+		res.ID = a.pseudonym(row.Ref)
+		res.Updated = time.Date(row.Updated.Year(), 1, 1, 0, 0, 0, 0, time.UTC)
+	}
+	return res
+}
+
+// Page sizes: what applies when none is asked for, and the most that is given.
+const (
+	defaultCount = 50
+	maximalCount = 200
+)
+
+func pageSize(asked int) int {
+	if asked <= 0 {
+		return defaultCount
+	}
+	return min(asked, maximalCount)
+}

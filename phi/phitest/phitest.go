@@ -1,0 +1,409 @@
+// Package phitest keeps sealed records in memory, for tests that need a storage which fails or lies on command.
+//
+// One Storage serves phi, phi/keyset and auth. It follows the contracts of those interfaces to the letter (conditions,
+// order, who wins a race), so that what passes here passes on PostgreSQL; what it adds is Fail, Edit and Count.
+package phitest
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
+)
+
+// Storage is phi.Storage, keyset.Storage and auth.Storage in memory. Safe for concurrent use.
+type Storage struct {
+	mu       sync.RWMutex
+	fail     error
+	calls    map[string]int
+	records  map[phi.Ref][]*phi.Write // all versions, oldest first
+	keys     map[keyName][]phi.WrappedKey
+	secrets  map[string]phi.WrappedKey
+	imported map[[16]byte]bool
+	keks     []keyset.WrappedKEK
+
+	policy auth.Policy
+	grants map[phi.Treatment]bool
+	epoch  int64
+}
+
+type keyName struct {
+	subject phi.UUID
+	segment uint16
+}
+
+var (
+	_ phi.Storage    = (*Storage)(nil)
+	_ keyset.Storage = (*Storage)(nil)
+	_ auth.Storage   = (*Storage)(nil)
+)
+
+// NewStorage returns an empty storage with the seeded policy.
+func NewStorage() *Storage {
+	return &Storage{
+		calls:    map[string]int{},
+		records:  map[phi.Ref][]*phi.Write{},
+		keys:     map[keyName][]phi.WrappedKey{},
+		secrets:  map[string]phi.WrappedKey{},
+		imported: map[[16]byte]bool{},
+		policy:   Policy(),
+		grants:   map[phi.Treatment]bool{},
+		epoch:    1,
+	}
+}
+
+// Fail makes every call return err, as a storage that is away does; nil heals it.
+func (s *Storage) Fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = err
+}
+
+// Count returns how often a method was called.
+func (s *Storage) Count(method string) int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.calls[method]
+}
+
+// Len returns how many versions of records there are.
+func (s *Storage) Len() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := 0
+	for _, versions := range s.records {
+		n += len(versions)
+	}
+	return n
+}
+
+// Edit changes the stored current version behind everybody's back, as a database administrator could.
+func (s *Storage) Edit(ref phi.Ref, edit func(*phi.Sealed)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	versions := s.records[ref]
+	w := *versions[len(versions)-1]
+	w.Sealed = *copyRow(&w.Sealed, phi.AllClasses)
+	edit(&w.Sealed)
+	versions[len(versions)-1] = &w
+}
+
+// Rows returns the stored current versions, to be looked at only.
+func (s *Storage) Rows() []*phi.Write {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var rows []*phi.Write
+	for _, versions := range s.records {
+		rows = append(rows, versions[len(versions)-1])
+	}
+	return rows
+}
+
+// Grant states an explicit treatment relationship.
+func (s *Storage) Grant(practitioner, patient string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.grants[phi.Treatment{Practitioner: practitioner, Patient: patient}] = true
+	s.epoch++
+}
+
+func (s *Storage) read(method string) (func(), error) {
+	s.mu.Lock()
+	s.calls[method]++
+	err := s.fail
+	return s.mu.Unlock, err
+}
+
+func (s *Storage) current(ref phi.Ref) *phi.Write {
+	if v := s.records[ref]; len(v) > 0 {
+		return v[len(v)-1]
+	}
+	return nil
+}
+
+// copyRow returns a row of which only the cells of classes are fetched; the caller may change it.
+func copyRow(row *phi.Sealed, classes phi.ClassSet) *phi.Sealed {
+	c := *row
+	c.Fetched = classes
+	c.Patients = slices.Clone(row.Patients)
+	c.Seal = slices.Clone(row.Seal)
+	for class := range phi.Class(phi.NumClasses) {
+		c.Cells[class] = nil
+		if classes.Has(class) {
+			c.Cells[class] = slices.Clone(row.Cells[class])
+		}
+	}
+	return &c
+}
+
+// fetched joins the row's data key to it, as the storages do in one round trip.
+func (s *Storage) fetched(row *phi.Sealed, classes phi.ClassSet) *phi.Sealed {
+	c := copyRow(row, classes)
+	for _, k := range s.keys[keyName{row.Subject, row.Segment}] {
+		if k.KeyID == row.KeyID {
+			c.Key = k
+		}
+	}
+	return c
+}
+
+func (s *Storage) Fetch(_ context.Context, ref phi.Ref, classes phi.ClassSet) (*phi.Sealed, error) {
+	unlock, err := s.read("Fetch")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	if w := s.current(ref); w != nil {
+		return s.fetched(&w.Sealed, classes), nil
+	}
+	return nil, phi.ErrNotFound
+}
+
+func (s *Storage) FetchVersion(_ context.Context, ref phi.Ref, version int64, classes phi.ClassSet) (*phi.Sealed, error) {
+	unlock, err := s.read("FetchVersion")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range s.records[ref] {
+		if w.Version == version {
+			return s.fetched(&w.Sealed, classes), nil
+		}
+	}
+	return nil, phi.ErrNotFound
+}
+
+func (s *Storage) FetchHistory(_ context.Context, ref phi.Ref, classes phi.ClassSet, before int64, limit int) ([]*phi.Sealed, error) {
+	unlock, err := s.read("FetchHistory")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	var rows []*phi.Sealed
+	for _, w := range slices.Backward(s.records[ref]) {
+		if (before == 0 || w.Version < before) && len(rows) < limit {
+			rows = append(rows, s.fetched(&w.Sealed, classes))
+		}
+	}
+	return rows, nil
+}
+
+func (s *Storage) Search(_ context.Context, sel phi.Selection, classes phi.ClassSet) ([]*phi.Sealed, error) {
+	unlock, err := s.read("Search")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	var rows []*phi.Sealed
+	for ref := range s.records {
+		w := s.current(ref)
+		if !w.Deleted() && s.selected(w, sel) {
+			rows = append(rows, &w.Sealed)
+		}
+	}
+	slices.SortFunc(rows, func(a, b *phi.Sealed) int { return cmp.Compare(a.ID, b.ID) })
+	if len(rows) > sel.Limit {
+		rows = rows[:sel.Limit]
+	}
+	for i, row := range rows {
+		rows[i] = s.fetched(row, classes)
+	}
+	return rows, nil
+}
+
+func (s *Storage) selected(w *phi.Write, sel phi.Selection) bool {
+	in := func(patient string) bool { return slices.Contains(w.Patients, patient) }
+	switch {
+	case w.Type != sel.Type,
+		sel.IDs != nil && !slices.Contains(sel.IDs, w.ID),
+		sel.Patients != nil && !slices.ContainsFunc(sel.Patients, in),
+		!sel.UpdatedFrom.IsZero() && w.Updated.Before(sel.UpdatedFrom),
+		!sel.UpdatedTo.IsZero() && !w.Updated.Before(sel.UpdatedTo),
+		sel.After != "" && w.ID <= sel.After,
+		sel.Patient != "" && len(w.Patients) > 0 && !in(sel.Patient):
+		return false
+	}
+	if sel.Practitioner != "" && len(w.Patients) > 0 {
+		if _, ok := s.related(sel.Practitioner, w.Patients); !ok {
+			return false
+		}
+	}
+	for _, alternatives := range sel.Tokens {
+		if !slices.ContainsFunc(alternatives, func(t phi.Token) bool { return slices.Contains(w.Tokens, t) }) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Storage) FetchMany(_ context.Context, refs []phi.Ref, classes phi.ClassSet) ([]*phi.Sealed, error) {
+	unlock, err := s.read("FetchMany")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	var rows []*phi.Sealed
+	for _, ref := range refs {
+		if w := s.current(ref); w != nil {
+			rows = append(rows, s.fetched(&w.Sealed, classes))
+		}
+	}
+	return rows, nil
+}
+
+func (s *Storage) Key(_ context.Context, subject phi.UUID, segment uint16) (phi.WrappedKey, error) {
+	unlock, err := s.read("Key")
+	defer unlock()
+	if err != nil {
+		return phi.WrappedKey{}, err
+	}
+	keys := s.keys[keyName{subject, segment}]
+	if len(keys) == 0 {
+		return phi.WrappedKey{}, phi.ErrNotFound
+	}
+	return keys[len(keys)-1], nil
+}
+
+func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Guard) error {
+	unlock, err := s.read("Commit")
+	defer unlock()
+	if err != nil {
+		return err
+	}
+	for _, g := range guards {
+		for ref := range s.records {
+			w := s.current(ref)
+			if ref.Type == g.Type && !w.Deleted() &&
+				!slices.ContainsFunc(g.Tokens, func(t phi.Token) bool { return !slices.Contains(w.Tokens, t) }) {
+				return &phi.ConflictError{Ref: ref, Err: phi.ErrGuard}
+			}
+		}
+	}
+	for i := range writes {
+		version := int64(0)
+		if w := s.current(writes[i].Ref); w != nil {
+			version = w.Version
+		}
+		if version != writes[i].Expect {
+			return &phi.ConflictError{Ref: writes[i].Ref, Err: phi.ErrVersion}
+		}
+	}
+	for i := range writes {
+		w := writes[i]
+		w.Sealed = *copyRow(&w.Sealed, phi.AllClasses)
+		for _, k := range w.NewKeys {
+			name := keyName{k.Subject, k.Segment}
+			s.keys[name] = append(s.keys[name], k)
+		}
+		if old := s.current(w.Ref); len(w.Treats) > 0 || old != nil && len(old.Treats) > 0 {
+			s.epoch++
+		}
+		s.records[w.Ref] = append(s.records[w.Ref], &w)
+	}
+	return nil
+}
+
+func (s *Storage) EnsureKey(_ context.Context, candidate phi.WrappedKey) (phi.WrappedKey, error) {
+	unlock, err := s.read("EnsureKey")
+	defer unlock()
+	if err != nil {
+		return phi.WrappedKey{}, err
+	}
+	name := keyName{candidate.Subject, candidate.Segment}
+	if len(s.keys[name]) == 0 {
+		s.keys[name] = []phi.WrappedKey{candidate}
+	}
+	return s.keys[name][len(s.keys[name])-1], nil
+}
+
+func (s *Storage) Secret(_ context.Context, name string, candidate phi.WrappedKey) (phi.WrappedKey, error) {
+	unlock, err := s.read("Secret")
+	defer unlock()
+	if err != nil {
+		return phi.WrappedKey{}, err
+	}
+	if _, ok := s.secrets[name]; !ok {
+		s.secrets[name] = candidate
+	}
+	return s.secrets[name], nil
+}
+
+func (s *Storage) Imported(_ context.Context, digest [16]byte) (bool, error) {
+	unlock, err := s.read("Imported")
+	defer unlock()
+	return s.imported[digest], err
+}
+
+func (s *Storage) MarkImported(_ context.Context, digest [16]byte) error {
+	unlock, err := s.read("MarkImported")
+	defer unlock()
+	if err == nil {
+		s.imported[digest] = true
+	}
+	return err
+}
+
+func (s *Storage) KEK(_ context.Context, id string, candidate *keyset.WrappedKEK) (keyset.WrappedKEK, error) {
+	unlock, err := s.read("KEK")
+	defer unlock()
+	if err != nil {
+		return keyset.WrappedKEK{}, err
+	}
+	for _, k := range s.keks {
+		if id == "" || k.ID == id {
+			return k, nil
+		}
+	}
+	if id != "" || candidate == nil {
+		return keyset.WrappedKEK{}, keyset.ErrUnknownKEK
+	}
+	s.keks = append(s.keks, *candidate)
+	return *candidate, nil
+}
+
+func (s *Storage) Policy(context.Context) (auth.Policy, error) {
+	unlock, err := s.read("Policy")
+	defer unlock()
+	return s.policy, err
+}
+
+func (s *Storage) PolicyVersion(context.Context) (int64, error) {
+	unlock, err := s.read("PolicyVersion")
+	defer unlock()
+	return s.policy.Version, err
+}
+
+func (s *Storage) Related(_ context.Context, practitioner string, patients []string) (string, bool, error) {
+	unlock, err := s.read("Related")
+	defer unlock()
+	if err != nil {
+		return "", false, err
+	}
+	source, ok := s.related(practitioner, patients)
+	return source, ok, nil
+}
+
+func (s *Storage) related(practitioner string, patients []string) (source string, ok bool) {
+	for _, patient := range patients {
+		t := phi.Treatment{Practitioner: practitioner, Patient: patient}
+		if s.grants[t] {
+			return "grant", true
+		}
+		for ref := range s.records {
+			if w := s.current(ref); !w.Deleted() && slices.Contains(w.Treats, t) {
+				return ref.Type, true
+			}
+		}
+	}
+	return "", false
+}
+
+func (s *Storage) RelationshipEpoch(context.Context) (int64, error) {
+	unlock, err := s.read("RelationshipEpoch")
+	defer unlock()
+	return s.epoch, err
+}

@@ -1,0 +1,57 @@
+package phitest
+
+import (
+	"time"
+
+	"github.com/chartkeep/chartkeep/auth"
+)
+
+// Policy is the policy that the migrations seed.
+func Policy() auth.Policy {
+	p := auth.Policy{Version: 1}
+	allow := func(role, interactions, view string, relation auth.Relation, purposes []string, types ...string) {
+		for _, t := range types {
+			p.Permissions = append(p.Permissions, auth.Permission{
+				Role: role, Type: t, Interactions: interactions, View: view, Relation: relation, Purposes: purposes,
+			})
+		}
+	}
+	treat, operate, pay := []string{"TREAT"}, []string{"HOPERAT"}, []string{"HPAYMT"}
+	allow("clinician", "cruds", "full", auth.RelationTreatment, treat, "*")
+	allow("nurse", "crus", "full", auth.RelationTreatment, treat, "*")
+	allow("registrar", "crs", "demographics", auth.RelationNone, operate, "Patient", "RelatedPerson")
+	allow("registrar", "rs", "full", auth.RelationNone, operate, "Practitioner", "Organization", "Location")
+	allow("billing", "rs", "demographics", auth.RelationNone, pay, "Patient")
+	allow("billing", "rs", "billing", auth.RelationNone, pay, "Coverage", "Claim", "ExplanationOfBenefit", "Encounter")
+	allow("billing", "rs", "full", auth.RelationNone, pay, "Organization", "Practitioner")
+	allow("researcher", "rs", "deidentified", auth.RelationNone, []string{"HRESCH"}, "Patient", "Observation", "Condition",
+		"Procedure", "MedicationRequest", "Immunization", "Encounter", "DiagnosticReport", "AllergyIntolerance")
+	allow("patient", "rs", "full", auth.RelationSelf, []string{"PATRQT"}, "*")
+	allow("backend", "cruds", "full", auth.RelationNone, []string{"TREAT", "HOPERAT", "HPAYMT", "HRESCH"}, "*")
+	for _, c := range [][2]string{
+		{"officer", "audit:read"}, {"officer", "latency:read"}, {"security", "audit:read"}, {"security", "metrics:read"},
+		{"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"},
+	} {
+		p.Capabilities = append(p.Capabilities, auth.Capability{Role: c[0], Name: c[1]})
+	}
+	return p
+}
+
+// Principal is a verified caller with one role and every scope of the level ("user", "patient", "system"). fhirUser
+// is "Practitioner/id" of clinicians, and the launch patient is taken from "Patient/id".
+func Principal(role, fhirUser string) *auth.Principal {
+	level := "user"
+	patient := ""
+	switch role {
+	case "backend":
+		level = "system"
+	case "patient":
+		level, patient = "patient", fhirUser[len("Patient/"):]
+	}
+	now := time.Now()
+	return &auth.Principal{
+		Subject: role + "-1", Issuer: "https://issuer.test", Client: "test-app", Session: "session-1", TokenID: "token-1",
+		Roles: []string{role}, Scopes: auth.ParseScopes(level + "/*.cruds"), Patient: patient, FHIRUser: fhirUser,
+		AuthTime: now, Issued: now, Expires: now.Add(10 * time.Minute),
+	}
+}

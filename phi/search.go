@@ -1,0 +1,499 @@
+package phi
+
+import (
+	"context"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi/fhir"
+)
+
+// pageParam is the parameter that continues a listing.
+const pageParam = "_page"
+
+// Search returns current records of a type. A parameter "_page" holds a Page.Next and stands alone. strict refuses
+// unknown parameters (Prefer: handling=strict) instead of warning.
+func (r *Records) Search(ctx context.Context, c *Caller, resourceType string, params []Param, strict bool) (*Page, error) {
+	a := r.begin(c, verbSearch, Ref{Type: resourceType})
+	page, e := a.search(ctx, params, strict)
+	if e != nil {
+		return nil, a.refuse(ctx, e)
+	}
+	a.finish()
+	return page, nil
+}
+
+// query is a parsed search: what the storage selects by, and what is left to check on opened records.
+type query struct {
+	sel      Selection
+	criteria []*fhir.Criterion
+	elements []string // elements that criteria look at
+	named    []string // patients that parameters name
+	bounded  bool     // by patient, id or index: not a scan over the type
+	exact    bool     // by single identifiers only, so that a Guard can stand for it
+	count    int
+	self     []Param
+	warnings []fhir.Issue
+}
+
+// parseQuery sorts parameters into selection and criteria. Unknown ones become warnings, or errors when strict.
+func (r *Records) parseQuery(resourceType string, params []Param, strict bool) (*query, *Error) {
+	q := &query{sel: Selection{Type: resourceType}, count: defaultCount, exact: true}
+	for _, p := range params {
+		if p.Value == "" {
+			continue // FHIR ignores parameters without a value
+		}
+		known, e := r.parseParam(q, p)
+		switch {
+		case e != nil:
+			return nil, e
+		case known:
+			q.self = append(q.self, p)
+		case strict:
+			return nil, invalid("not-supported", "a search parameter or modifier is not supported for this type")
+		default:
+			q.exact = false
+			q.warnings = append(q.warnings, fhir.Issue{
+				Severity: "warning", Code: "not-supported", Diagnostics: "a search parameter that is not supported was ignored",
+			})
+		}
+	}
+	return q, nil
+}
+
+func (r *Records) parseParam(q *query, p Param) (known bool, e *Error) {
+	switch p.Name {
+	case "_format", "_pretty", "_total", "_summary":
+		// They shape the answer, not what is found. A total is given where it is known, a summary is the whole resource.
+		return p.Name != "_summary" || p.Value == "false", nil
+	case "_count":
+		n, err := strconv.Atoi(p.Value)
+		if err != nil || n < 1 {
+			return false, invalid("value", "_count is not a positive number")
+		}
+		q.count = pageSize(n)
+		return true, nil
+	case "_id":
+		ids := strings.Split(p.Value, ",")
+		for _, id := range ids {
+			if !fhir.ValidID(id) {
+				return false, invalid("value", "_id is not a FHIR id")
+			}
+		}
+		q.sel.IDs, q.bounded, q.exact = both(q.sel.IDs, ids), true, false
+		return true, nil
+	case "_lastUpdated":
+		q.exact = false
+		return true, q.restrictUpdated(p.Value)
+	}
+	criterion, issues := fhir.ParseCriterion(q.sel.Type, p.Name, p.Value)
+	if issues != nil {
+		if slices.ContainsFunc(issues, func(i fhir.Issue) bool { return i.Code == "not-supported" }) {
+			return false, nil
+		}
+		return false, &Error{Kind: Invalid, Issues: issues}
+	}
+	q.criteria = append(q.criteria, criterion)
+	q.elements = append(q.elements, criterion.Elements()...)
+	name, modifier, _ := strings.Cut(p.Name, ":")
+	if tokens, ok := r.index.lookup(q.sel.Type, p.Name, p.Value); ok {
+		q.sel.Tokens = append(q.sel.Tokens, tokens)
+		q.bounded = true
+		q.exact = q.exact && name == "identifier" && len(tokens) == 1
+		return true, nil
+	}
+	q.exact = false
+	if (name == "patient" || name == "subject") && (modifier == "" || modifier == "Patient") {
+		if patients, ok := namedPatients(p.Value, name == "patient" || modifier == "Patient"); ok {
+			q.sel.Patients = both(q.sel.Patients, patients)
+			q.named = q.sel.Patients
+			q.bounded = true
+		}
+	}
+	return true, nil
+}
+
+// both intersects a restriction with one that holds already; nil is none. An empty result matches nothing.
+func both(already, also []string) []string {
+	if already == nil {
+		return also
+	}
+	return slices.DeleteFunc(slices.Clone(already), func(s string) bool { return !slices.Contains(also, s) })
+}
+
+// namedPatients returns the patients that a reference value names; bare says that an id without a type is a patient's.
+// Not ok means that one alternative may be something else.
+func namedPatients(value string, bare bool) (ids []string, ok bool) {
+	for _, alternative := range strings.Split(value, ",") {
+		id, isPatient := patientReference(alternative)
+		if !isPatient && bare && fhir.ValidID(alternative) {
+			id, isPatient = alternative, true
+		}
+		if !isPatient {
+			return nil, false
+		}
+		ids = append(ids, id)
+	}
+	return ids, true
+}
+
+// restrictUpdated narrows by _lastUpdated: prefixes eq ge gt le lt sa eb, partial dates meaning their whole span.
+func (q *query) restrictUpdated(value string) *Error {
+	prefix := "eq"
+	if len(value) > 2 && value[0] >= 'a' && value[0] <= 'z' {
+		prefix, value = value[:2], value[2:]
+	}
+	from, to, ok := span(value)
+	if !ok {
+		return invalid("value", "_lastUpdated is not a date")
+	}
+	switch prefix {
+	case "eq":
+		q.from(from)
+		q.to(to)
+	case "ge":
+		q.from(from)
+	case "gt", "sa":
+		q.from(to)
+	case "le":
+		q.to(to)
+	case "lt", "eb":
+		q.to(from)
+	default:
+		return invalid("value", "_lastUpdated has a prefix that is not supported")
+	}
+	return nil
+}
+
+func (q *query) from(t time.Time) {
+	if t.After(q.sel.UpdatedFrom) {
+		q.sel.UpdatedFrom = t
+	}
+}
+
+func (q *query) to(t time.Time) {
+	if q.sel.UpdatedTo.IsZero() || t.Before(q.sel.UpdatedTo) {
+		q.sel.UpdatedTo = t
+	}
+}
+
+// span returns the time from which and before which a partial date lies (https://hl7.org/fhir/R4/search.html#date).
+func span(date string) (from, to time.Time, ok bool) {
+	for _, precision := range [...]struct {
+		layout string
+		end    func(time.Time) time.Time
+	}{
+		{"2006", func(t time.Time) time.Time { return t.AddDate(1, 0, 0) }},
+		{"2006-01", func(t time.Time) time.Time { return t.AddDate(0, 1, 0) }},
+		{"2006-01-02", func(t time.Time) time.Time { return t.AddDate(0, 0, 1) }},
+		{"2006-01-02T15:04Z07:00", func(t time.Time) time.Time { return t.Add(time.Minute) }},
+	} {
+		if t, err := time.Parse(precision.layout, date); err == nil {
+			return t.UTC(), precision.end(t).UTC(), true
+		}
+	}
+	t, err := time.Parse(time.RFC3339Nano, date)
+	if err != nil {
+		return from, to, false
+	}
+	t = t.UTC()
+	if !strings.Contains(date, ".") {
+		return t, t.Add(time.Second), true
+	}
+	t = t.Truncate(time.Millisecond)
+	return t, t.Add(time.Millisecond), true
+}
+
+func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Page, *Error) {
+	if !fhir.Known(a.ref.Type) {
+		a.ref = Ref{}
+		return nil, fail(NotFound, "not-supported", "there is no such resource type")
+	}
+	if e := a.permit(auth.Search, a.ref.Type); e != nil {
+		return nil, e
+	}
+	from, e := a.resume(params, strict)
+	if e != nil {
+		return nil, e
+	}
+	q, e := a.parseQuery(a.ref.Type, from.Params, from.Strict)
+	if e != nil {
+		return nil, e
+	}
+	q.sel.After = from.After
+	if len(q.named) == 1 {
+		a.patient = q.named[0]
+	}
+	if e := a.narrow(ctx, q); e != nil {
+		return nil, e
+	}
+	receipt, e := a.recordQuery(ctx, q, from.Params)
+	if e != nil {
+		return nil, e
+	}
+	hits, more, e := a.scan(ctx, q, receipt)
+	if e != nil {
+		return nil, e
+	}
+	if e := a.recordHits(ctx, q, hits); e != nil {
+		return nil, e
+	}
+	page := &Page{Resources: make([]*Resource, len(hits)), Total: -1, Self: q.self, Warnings: q.warnings}
+	for i, h := range hits {
+		page.Resources[i] = h.resource
+	}
+	if more != "" {
+		var err error
+		if page.Next, err = sealCursor(a.Records.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more}); err != nil {
+			return nil, unavailable(err)
+		}
+	} else if from.After == "" {
+		page.Total = len(hits)
+	}
+	return page, nil
+}
+
+// resume finds the search that a _page parameter continues.
+func (a *attempt) resume(params []Param, strict bool) (cursor, *Error) {
+	at := slices.IndexFunc(params, func(p Param) bool { return p.Name == pageParam })
+	if at < 0 {
+		return cursor{Params: params, Strict: strict}, nil
+	}
+	for _, p := range params {
+		switch p.Name {
+		case pageParam, "_format", "_pretty":
+		default:
+			return cursor{}, invalid("value", "_page stands alone")
+		}
+	}
+	from, err := openCursor(a.Records.pages, a.scope("search "+a.ref.Type), params[at].Value)
+	if err != nil {
+		return cursor{}, invalid("value", "the page is not one that was given to this caller").because(err)
+	}
+	return from, nil
+}
+
+// narrow decides about the search and compiles the decision into the selection, so that what is outside it is never
+// counted, paged over or hinted at.
+func (a *attempt) narrow(ctx context.Context, q *query) *Error {
+	since := time.Now()
+	filter := a.access.Filter(ctx, a.caller.Principal, auth.Request{
+		Interaction: auth.Search, Type: a.ref.Type, Patients: q.named, Purpose: a.caller.Purpose,
+	})
+	a.trace.Decision += time.Since(since)
+	a.decision = filter.Decision
+	if e := a.decided(denied); e != nil {
+		return e
+	}
+	q.sel.Patient, q.sel.Practitioner = filter.Patient, filter.Practitioner
+	if !filter.All && filter.Patient == "" && filter.Practitioner == "" {
+		a.decision.Allowed = false
+		return denied()
+	}
+	// A predicate must not reveal what may not be read.
+	for _, element := range q.elements {
+		if !a.view.classes.Has(classOf(a.ref.Type, element)) {
+			a.decision.Allowed = false
+			return fail(Denied, "forbidden", "the search looks at elements that the caller may not read")
+		}
+	}
+	if a.view.deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil) {
+		a.decision.Allowed = false
+		return fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient")
+	}
+	if !q.bounded && !filter.All && filter.Patient == "" && a.ref.Type != "Patient" && fhir.InPatientCompartment(a.ref.Type) {
+		return invalid("required", "a search over this type needs patient, _id or identifier")
+	}
+	return nil
+}
+
+// recordQuery makes the event of the search durable before any candidate is opened.
+func (a *attempt) recordQuery(ctx context.Context, q *query, params []Param) (audit.Receipt, *Error) {
+	var text []byte
+	for i, p := range params {
+		if i > 0 {
+			text = append(text, '&')
+		}
+		text = append(append(append(text, url.QueryEscape(p.Name)...), '='), url.QueryEscape(p.Value)...)
+	}
+	var named []string
+	if len(q.named) > 0 {
+		named = q.named[:1]
+	}
+	e := a.event(audit.Success, Ref{Type: a.ref.Type}, 0, named)
+	e.Query = a.queries.Seal(nil, nil, text, []byte(a.ref.Type))
+	return a.record(ctx, a.level.Disclosure, e)
+}
+
+// hit is a record that a search found.
+type hit struct {
+	row      *Sealed
+	resource *Resource
+}
+
+// Bounds of one page's work: rows asked for at once, and candidates opened before the page ends with a link to go on.
+const (
+	scanBatch = 200
+	scanLimit = 2000
+)
+
+// scan opens candidates until the page is full. more is the id to continue after, "" when there is nothing left.
+func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hits []hit, more string, e *Error) {
+	sel := q.sel
+	if sel.IDs != nil && len(sel.IDs) == 0 || sel.Patients != nil && len(sel.Patients) == 0 {
+		return nil, "", nil // restrictions that exclude each other
+	}
+	sel.Limit = q.count + 1
+	if len(q.criteria) > 0 {
+		sel.Limit = max(sel.Limit, scanBatch)
+	}
+	for seen := 0; ; {
+		since := time.Now()
+		rows, err := a.storage.Search(ctx, sel, a.view.classes)
+		a.trace.Database += time.Since(since)
+		if err != nil {
+			return nil, "", stored(err)
+		}
+		for i, row := range rows {
+			resource, e := a.candidate(ctx, q, row, receipt)
+			if e != nil {
+				return nil, "", e
+			}
+			if resource != nil {
+				hits = append(hits, hit{row, resource})
+			}
+			if len(hits) == q.count && (i < len(rows)-1 || len(rows) == sel.Limit) {
+				return hits, row.ID, nil
+			}
+		}
+		if len(rows) < sel.Limit {
+			return hits, "", nil
+		}
+		sel.After = rows[len(rows)-1].ID
+		if seen += len(rows); seen >= scanLimit {
+			return hits, sel.After, nil
+		}
+	}
+}
+
+// candidate opens a row and checks the criteria; nil when it is no match. In the de-identified view the criteria see what
+// the caller sees, so that a search for a full date finds nothing that is shown as a year.
+func (a *attempt) candidate(ctx context.Context, q *query, row *Sealed, receipt audit.Receipt) (*Resource, *Error) {
+	aead, e := a.aead(ctx, row)
+	if e != nil {
+		return nil, e
+	}
+	resource, e := a.open(ctx, row, aead, receipt)
+	if e != nil || len(q.criteria) == 0 {
+		return resource, e
+	}
+	since := time.Now()
+	defer func() { a.trace.Crypto += time.Since(since) }()
+	parsed, issues := fhir.Parse(resource.JSON)
+	if issues != nil {
+		return nil, a.broken(ctx, row, errIntegrity)
+	}
+	for _, c := range q.criteria {
+		if !c.Match(parsed) {
+			return nil, nil
+		}
+	}
+	return resource, nil
+}
+
+// recordHits records, before the page goes out, each patient in it whom the event of the query did not name.
+func (a *attempt) recordHits(ctx context.Context, q *query, hits []hit) *Error {
+	byPatient := map[string]*audit.Event{}
+	for _, h := range hits {
+		for _, patient := range h.row.Patients {
+			if len(q.named) > 0 && patient == q.named[0] {
+				continue
+			}
+			e := byPatient[patient]
+			if e == nil {
+				e = a.event(audit.Success, Ref{}, 0, []string{patient})
+				byPatient[patient] = e
+			}
+			e.Entities = append(e.Entities, audit.Entity{Type: h.row.Type, ID: h.row.ID, Version: h.row.Version})
+		}
+	}
+	if len(byPatient) == 0 {
+		return nil
+	}
+	events := make([]*audit.Event, 0, len(byPatient))
+	for _, patient := range sortedKeys(byPatient) {
+		events = append(events, byPatient[patient])
+	}
+	_, e := a.record(ctx, a.level.Disclosure, events...)
+	return e
+}
+
+// find returns at most limit records that match a condition of a conditional create or reference, whoever may see them:
+// that they exist is part of the answer. It is a search like any other, with its event, and shows nothing.
+func (a *attempt) find(ctx context.Context, resourceType string, params []Param, limit int) ([]*Sealed, *query, *Error) {
+	s := a.begin(a.caller, verbSearch, Ref{Type: resourceType})
+	defer s.finish()
+	if e := s.permit(auth.Search, resourceType); e != nil {
+		return nil, nil, e
+	}
+	q, e := s.parseQuery(resourceType, params, true)
+	if e != nil {
+		return nil, nil, e
+	}
+	if !q.bounded {
+		return nil, nil, precondition("multiple-matches", "the condition is not selective enough")
+	}
+	q.count = limit
+	for _, element := range q.elements { // no more is opened than the condition looks at, and never less
+		if !s.view.classes.Has(classOf(resourceType, element)) {
+			return nil, nil, denied()
+		}
+	}
+	if s.view.deidentified {
+		return nil, nil, denied()
+	}
+	receipt, e := s.recordQuery(ctx, q, params)
+	if e != nil {
+		return nil, nil, e
+	}
+	hits, _, e := s.scan(ctx, q, receipt)
+	if e != nil {
+		return nil, nil, e
+	}
+	rows := make([]*Sealed, len(hits))
+	for i, h := range hits {
+		rows[i] = h.row
+	}
+	return rows, q, nil
+}
+
+// condition applies a conditional create: no match leaves the change as it is, one match takes its place, more are
+// refused. The guards keep the answer true until the commit, where the condition is identifiers; a condition of other
+// parameters can be overtaken by a create that runs at the same time.
+func (a *attempt) condition(ctx context.Context, c *change, params []Param) ([]Guard, *Error) {
+	rows, q, e := a.find(ctx, c.ref.Type, params, 2)
+	if e != nil {
+		return nil, e
+	}
+	switch len(rows) {
+	case 1:
+		c.existing = rows[0]
+		c.ref = rows[0].Ref
+		return nil, nil
+	case 0:
+		if !q.exact {
+			return nil, nil
+		}
+		g := Guard{Type: c.ref.Type}
+		for _, alternatives := range q.sel.Tokens {
+			g.Tokens = append(g.Tokens, alternatives...)
+		}
+		return []Guard{g}, nil
+	}
+	return nil, precondition("multiple-matches", "the condition of the create matches more than one record")
+}

@@ -1,0 +1,676 @@
+package phi
+
+import (
+	"context"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/tidwall/gjson"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi/fhir"
+)
+
+// change is one write on its way: what was asked for, what is there now, what will be stored. A single create, a
+// transaction of thousands and an import all go this way.
+type change struct {
+	verb     verb
+	ref      Ref
+	resource *fhir.Resource // nil for a delete
+	ifMatch  int64
+	entry    int    // index in its bundle
+	place    string // "Bundle.entry[3]", "" for a single write
+
+	decision auth.Decision
+	view     view
+	patients []string
+	current  *Sealed // current version, a tombstone too; nil when there is none
+	existing *Sealed // what a conditional create matched: nothing is written
+	same     bool    // nothing to do: deleted already, or imported already
+	digest   [16]byte
+
+	write Write
+	plain [NumClasses][]byte
+	aead  cipher.AEAD
+	err   *Error
+}
+
+func (c *change) skipped() bool { return c.err != nil || c.existing != nil || c.same }
+
+func (c *change) failed(e *Error) {
+	if c.place != "" {
+		e = e.within(c.place)
+	}
+	c.err = e
+}
+
+// Create stores a new record under a new id. ifNoneExist holds search parameters of a conditional create, or nil.
+func (r *Records) Create(ctx context.Context, c *Caller, resourceType string, body []byte, ifNoneExist []Param) (*Written, error) {
+	a := r.begin(c, verbCreate, Ref{Type: resourceType})
+	w, e := a.create(ctx, body, ifNoneExist)
+	return written(ctx, a, w, e)
+}
+
+func written(ctx context.Context, a *attempt, w *Written, e *Error) (*Written, error) {
+	if e != nil {
+		return nil, a.refuse(ctx, e)
+	}
+	a.finish()
+	return w, nil
+}
+
+// conditionalTries bounds how often a conditional create looks again after it lost a race.
+const conditionalTries = 3
+
+func (a *attempt) create(ctx context.Context, body []byte, ifNoneExist []Param) (*Written, *Error) {
+	if !fhir.Known(a.ref.Type) {
+		a.ref = Ref{}
+		return nil, fail(NotFound, "not-supported", "there is no such resource type")
+	}
+	if e := a.permit(auth.Create, a.ref.Type); e != nil {
+		return nil, e
+	}
+	resource, e := parseBody(body, a.ref.Type)
+	if e != nil {
+		return nil, e
+	}
+	a.ref.ID = newUUID().String()
+	var guards []Guard
+	for range conditionalTries {
+		c := &change{verb: verbCreate, ref: a.ref, resource: resource}
+		if ifNoneExist != nil {
+			if guards, e = a.condition(ctx, c, ifNoneExist); e != nil {
+				return nil, e
+			}
+		}
+		if e = a.write(ctx, []*change{c}, guards); e == nil {
+			return a.written(ctx, c)
+		}
+		if !errors.Is(e.Err, ErrGuard) {
+			return nil, e
+		}
+	}
+	return nil, e
+}
+
+// Update stores a new version, creating the record when it does not exist (FHIR "update as create"). ifMatch is the version
+// that must be current, 0 for any.
+func (r *Records) Update(ctx context.Context, c *Caller, ref Ref, body []byte, ifMatch int64) (*Written, error) {
+	a := r.begin(c, verbUpdate, ref)
+	w, e := a.update(ctx, body, ifMatch)
+	return written(ctx, a, w, e)
+}
+
+func (a *attempt) update(ctx context.Context, body []byte, ifMatch int64) (*Written, *Error) {
+	if e := a.checkRef(); e != nil {
+		return nil, e
+	}
+	if e := a.permit(auth.Update, a.ref.Type); e != nil {
+		return nil, e
+	}
+	resource, e := parseBody(body, a.ref.Type)
+	if e != nil {
+		return nil, e
+	}
+	if resource.ID != a.ref.ID {
+		return nil, invalid("value", "the id in the body is not the id in the address").at(a.ref.Type + ".id")
+	}
+	c := &change{verb: verbUpdate, ref: a.ref, resource: resource, ifMatch: ifMatch}
+	if e := a.write(ctx, []*change{c}, nil); e != nil {
+		return nil, e
+	}
+	return a.written(ctx, c)
+}
+
+// Delete stores a tombstone. Deleting what is deleted already succeeds. ifMatch as in Update.
+func (r *Records) Delete(ctx context.Context, c *Caller, ref Ref, ifMatch int64) (*Written, error) {
+	a := r.begin(c, verbDelete, ref)
+	w, e := a.delete(ctx, ifMatch)
+	return written(ctx, a, w, e)
+}
+
+func (a *attempt) delete(ctx context.Context, ifMatch int64) (*Written, *Error) {
+	if e := a.checkRef(); e != nil {
+		return nil, e
+	}
+	c := &change{verb: verbDelete, ref: a.ref, ifMatch: ifMatch}
+	if e := a.write(ctx, []*change{c}, nil); e != nil {
+		return nil, e
+	}
+	return a.written(ctx, c)
+}
+
+// parseBody parses and validates what is to be stored as a record of a type.
+func parseBody(body []byte, resourceType string) (*fhir.Resource, *Error) {
+	resource, issues := fhir.Parse(body)
+	if issues != nil {
+		return nil, &Error{Kind: Invalid, Issues: issues}
+	}
+	if resource.Type != resourceType {
+		return nil, invalid("value", "the body is a resource of another type").at("resourceType")
+	}
+	return resource, validate(resource)
+}
+
+func validate(resource *fhir.Resource) *Error {
+	if issues := resource.Validate(); issues != nil {
+		return &Error{Kind: Unprocessable, Issues: issues}
+	}
+	if resource.Type == "Bundle" || resource.Type == "Parameters" {
+		// They hold other people's records, in no compartment.
+		return fail(Unprocessable, "not-supported", "records of this type are not kept").at(resource.Type)
+	}
+	for _, e := range resource.Elements {
+		if e.Name == "meta" && gjson.GetBytes(e.Raw, `tag.#(code=="`+subsettedCode+`")`).Exists() {
+			return fail(Unprocessable, "business-rule", "a resource tagged SUBSETTED is not whole and cannot be stored").at(resource.Type + ".meta.tag")
+		}
+	}
+	return nil
+}
+
+// patientsOf returns the patients a record belongs to: those of FHIR's patient compartment, and where the compartment
+// definition leaves a type out that names a patient all the same (Device, Task, Binary), that patient. Otherwise such
+// records would be nobody's, and open to everybody.
+func patientsOf(r *fhir.Resource) []string {
+	patients := r.Patients()
+	if len(patients) > 0 {
+		return patients
+	}
+	for _, ref := range r.References() {
+		element, _, _ := strings.Cut(strings.TrimPrefix(ref.Expression, r.Type+"."), ".")
+		switch element {
+		case "patient", "subject", "for", "securityContext":
+			if id, ok := patientReference(ref.Value); ok {
+				return []string{id}
+			}
+		}
+	}
+	return nil
+}
+
+// patientReference returns the id of a relative reference to a patient, versioned or not.
+func patientReference(reference string) (string, bool) {
+	id, ok := strings.CutPrefix(reference, "Patient/")
+	if !ok {
+		return "", false
+	}
+	id, _, _ = strings.Cut(id, "/_history/")
+	return id, fhir.ValidID(id)
+}
+
+// write authorises, seals and commits changes: all or none. A failed change fails all, and its error is returned.
+func (a *attempt) write(ctx context.Context, changes []*change, guards []Guard) *Error {
+	if e := a.prepare(ctx, changes); e != nil {
+		return e
+	}
+	for _, c := range changes {
+		if c.err != nil {
+			a.blame(c)
+			return c.err
+		}
+	}
+	return a.commit(ctx, changes, guards)
+}
+
+// blame makes the event of the refusal speak of the change at fault.
+func (a *attempt) blame(c *change) {
+	a.ref, a.version, a.decision, a.view, a.patient = c.ref, 0, c.decision, c.view, ""
+	if len(c.patients) > 0 {
+		a.patient = c.patients[0]
+	}
+}
+
+// prepare finds what is there, and decides about each change; those that may not go in have err set. It returns an error
+// when it cannot tell.
+func (a *attempt) prepare(ctx context.Context, changes []*change) *Error {
+	there, e := a.present(ctx, changes)
+	if e != nil {
+		return e
+	}
+	for _, c := range changes {
+		if c.skipped() {
+			continue
+		}
+		c.current = there[c.ref]
+		if e := a.authorise(ctx, c); e != nil {
+			c.failed(e)
+			if e.Kind == Unavailable {
+				return e
+			}
+		}
+	}
+	a.checkPatients(changes, there)
+	return a.assignKeys(ctx, changes, there)
+}
+
+// present fetches, in one round trip, the current versions of what is changed and of the patients that it names.
+func (a *attempt) present(ctx context.Context, changes []*change) (map[Ref]*Sealed, *Error) {
+	asked := map[Ref]bool{}
+	var refs []Ref
+	ask := func(ref Ref) {
+		if !asked[ref] {
+			asked[ref] = true
+			refs = append(refs, ref)
+		}
+	}
+	for _, c := range changes {
+		if c.skipped() {
+			continue
+		}
+		if c.verb.letter != auth.Create {
+			ask(c.ref)
+		}
+		if c.resource != nil {
+			if c.ref.Type == "Patient" {
+				c.patients = []string{c.ref.ID}
+				continue
+			}
+			c.patients = patientsOf(c.resource)
+			for _, id := range c.patients {
+				ask(Ref{"Patient", id})
+			}
+		}
+	}
+	there := make(map[Ref]*Sealed, len(refs))
+	if len(refs) == 0 {
+		return there, nil
+	}
+	since := time.Now()
+	rows, err := a.storage.FetchMany(ctx, refs, 0)
+	a.trace.Database += time.Since(since)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	for _, row := range rows {
+		there[row.Ref] = row
+	}
+	return there, nil
+}
+
+// authorise decides about one change: on the type, on the patients it names, and on those of the version it replaces.
+func (a *attempt) authorise(ctx context.Context, c *change) *Error {
+	defer func() { c.decision, c.view = a.decision, a.view }()
+	letter := c.verb.letter
+	if letter == auth.Update && c.current == nil { // update as create
+		letter = auth.Create
+	}
+	if e := a.permit(c.verb.letter, c.ref.Type); e != nil {
+		return e
+	}
+	if letter != c.verb.letter {
+		if e := a.permit(letter, c.ref.Type); e != nil {
+			return e
+		}
+	}
+	if c.resource != nil {
+		// What a record belongs to is named by the caller; whether that patient exists is not said to those who may not know.
+		if e := a.admit(ctx, letter, c.ref.Type, c.patients, denied); e != nil {
+			return e
+		}
+	}
+	if c.current != nil {
+		if e := a.admit(ctx, c.verb.letter, c.ref.Type, c.current.Patients, notFound); e != nil {
+			return e
+		}
+	}
+	if c.verb.letter != auth.Create && !a.view.full() {
+		// Who sees a part of a record cannot replace or remove the whole.
+		a.decision.Allowed = false
+		return denied()
+	}
+	switch {
+	case c.resource == nil && c.current == nil:
+		return notFound()
+	case c.ifMatch != 0 && (c.current == nil || c.current.Version != c.ifMatch):
+		return precondition("conflict", "the record has another version")
+	case c.resource == nil && c.current.Deleted():
+		c.same = true
+	}
+	return nil
+}
+
+// errNoPatient is the cause that an import can wait for.
+var errNoPatient = errors.New("phi: a patient that is referred to does not exist")
+
+// checkPatients refuses records of patients who are not there.
+func (a *attempt) checkPatients(changes []*change, there map[Ref]*Sealed) {
+	arriving := map[string]*change{}
+	for _, c := range changes {
+		if c.ref.Type == "Patient" && c.err == nil {
+			arriving[c.ref.ID] = c
+		}
+	}
+	for _, c := range changes {
+		if c.skipped() || c.resource == nil || c.ref.Type == "Patient" {
+			continue
+		}
+		for _, id := range c.patients {
+			known := there[Ref{"Patient", id}]
+			exists := known != nil && !known.Deleted()
+			if p := arriving[id]; p != nil {
+				exists = p.resource != nil || p.existing != nil
+			}
+			if !exists {
+				c.failed(fail(Unprocessable, "not-found", "the patient that is referred to does not exist").at(c.whereNamed(id)).because(errNoPatient))
+				break
+			}
+		}
+	}
+}
+
+// whereNamed is the expression of the reference to a patient.
+func (c *change) whereNamed(patient string) string {
+	for _, ref := range c.resource.References() {
+		if id, ok := patientReference(ref.Value); ok && id == patient {
+			return ref.Expression
+		}
+	}
+	return c.ref.Type
+}
+
+// assignKeys gives each change the newest data key of its subject: the patient's own, or the organisation's.
+func (a *attempt) assignKeys(ctx context.Context, changes []*change, there map[Ref]*Sealed) *Error {
+	type dataKey struct {
+		WrappedKey
+		aead cipher.AEAD
+	}
+	keys := map[UUID]dataKey{}
+	open := func(k WrappedKey) (dataKey, *Error) {
+		aead, err := a.keys.AEAD(ctx, k.KEK, k.Wrapped, k.binding())
+		if err != nil {
+			return dataKey{}, unavailable(err)
+		}
+		keys[k.Subject] = dataKey{k, aead}
+		return keys[k.Subject], nil
+	}
+	newest := func(subject UUID) (dataKey, *Error) {
+		if k, ok := keys[subject]; ok {
+			return k, nil
+		}
+		if subject == (UUID{}) {
+			return open(a.organisation)
+		}
+		since := time.Now()
+		k, err := a.storage.Key(ctx, subject, 0)
+		a.trace.Database += time.Since(since)
+		if err != nil {
+			return dataKey{}, unavailable(err)
+		}
+		return open(k)
+	}
+	arriving := map[string]dataKey{}
+	assign := func(c *change) *Error {
+		var k dataKey
+		var e *Error
+		s := &c.write.Sealed
+		switch {
+		case c.ref.Type == "Patient" && c.current == nil:
+			subject := newUUID()
+			fresh, err := a.newKey(ctx, subject)
+			if err != nil {
+				return unavailable(err)
+			}
+			c.write.NewKeys = []WrappedKey{fresh}
+			k, e = open(fresh)
+			arriving[c.ref.ID] = k
+		case c.ref.Type == "Patient" || c.resource == nil:
+			k, e = newest(c.current.Subject)
+		case len(c.patients) == 0:
+			k, e = newest(UUID{})
+		default:
+			var ok bool
+			if k, ok = arriving[c.patients[0]]; !ok {
+				k, e = newest(there[Ref{"Patient", c.patients[0]}].Subject)
+			}
+		}
+		if e != nil {
+			return e
+		}
+		s.Subject, s.Segment, s.KeyID, s.Key, c.aead = k.Subject, k.Segment, k.KeyID, k.WrappedKey, k.aead
+		return nil
+	}
+	// Patients first: their records need their keys.
+	for _, patients := range []bool{true, false} {
+		for _, c := range changes {
+			if c.skipped() || (c.ref.Type == "Patient") != patients {
+				continue
+			}
+			if e := assign(c); e != nil {
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// commit records the intents, seals, stores, and records the outcome.
+func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard) *Error {
+	updated := a.now().UTC().Truncate(time.Millisecond)
+	var events []*audit.Event
+	var active []*change
+	for _, c := range changes {
+		if c.skipped() {
+			continue
+		}
+		c.fill(updated, a.index)
+		active = append(active, c)
+		events = append(events, a.intend(c, updated))
+	}
+	if len(active) == 0 {
+		if len(changes) == 1 && changes[0].same { // a delete of what is deleted already is an event all the same
+			c := changes[0]
+			_, e := a.record(ctx, a.level.Disclosure, a.event(audit.Success, c.ref, c.current.Version, c.current.Patients))
+			return e
+		}
+		return nil
+	}
+	ticket, err := a.log.Submit(a.level.Disclosure, events...)
+	if err != nil {
+		return unavailable(err)
+	}
+	writes := make([]Write, len(active))
+	since := time.Now()
+	for i, c := range active {
+		if err := sealRow(c.aead, &c.write.Sealed, &c.plain, c.write.Tokens); err != nil {
+			return unavailable(err)
+		}
+		writes[i] = c.write
+	}
+	a.trace.Crypto += time.Since(since)
+	since = time.Now()
+	if _, err = ticket.Wait(ctx); err != nil {
+		a.trace.Audit += time.Since(since)
+		return unavailable(err)
+	}
+	a.trace.Audit += time.Since(since)
+	since = time.Now()
+	err = a.storage.Commit(ctx, writes, guards)
+	a.trace.Database += time.Since(since)
+	if err != nil {
+		e := stored(err)
+		if conflict, ok := errors.AsType[*ConflictError](err); ok {
+			for _, c := range active {
+				if c.ref == conflict.Ref {
+					a.blame(c)
+					if c.ifMatch != 0 {
+						e = precondition("conflict", "the record has another version").because(err)
+					}
+					if c.place != "" {
+						e = e.within(c.place)
+					}
+				}
+			}
+		}
+		return e
+	}
+	if len(active) == 1 {
+		c := active[0]
+		a.decision, a.view = c.decision, c.view
+		a.outcome(ctx, c.ref, c.write.Version, c.patients)
+	} else {
+		a.outcome(ctx, a.ref, 0, nil)
+	}
+	a.intent = audit.ID{}
+	return nil
+}
+
+// fill makes the row of a change, all but cells and seal.
+func (c *change) fill(updated time.Time, x *index) {
+	w := &c.write
+	w.Ref, w.Version, w.Updated, w.Digest = c.ref, 1, updated, c.digest
+	w.Method = map[auth.Interaction]string{auth.Create: "POST", auth.Update: "PUT", auth.Delete: "DELETE"}[c.verb.letter]
+	w.Row = newUUID()
+	if c.current != nil {
+		w.Row, w.Version, w.Expect = c.current.Row, c.current.Version+1, c.current.Version
+	}
+	if c.resource == nil {
+		c.patients = c.current.Patients
+	} else {
+		w.Tokens = x.tokens(c.resource)
+		w.Treats = treatments(c.resource, c.patients)
+		c.plain = split(c.resource)
+	}
+	w.Patients = c.patients
+}
+
+// intend makes the Intent of a change. All intents of an attempt share the first one's id as Correlation.
+func (a *attempt) intend(c *change, now time.Time) *audit.Event {
+	a.decision, a.view = c.decision, c.view
+	e := a.event(audit.Intent, c.ref, c.write.Version, c.patients)
+	if a.kind == audit.TypeREST {
+		e.Interaction = c.verb.interaction
+	}
+	e.Action = c.verb.action
+	e.ID = newEventID(now)
+	if a.intent == (audit.ID{}) {
+		a.intent = e.ID
+	}
+	e.Correlation = a.intent
+	return e
+}
+
+// written shows the caller what became of a change, as far as the caller may see.
+func (a *attempt) written(ctx context.Context, c *change) (*Written, *Error) {
+	if c.existing != nil {
+		res, e := a.showExisting(ctx, c)
+		if e != nil {
+			return nil, e
+		}
+		return &Written{Resource: res, Unchanged: true}, nil
+	}
+	if c.same {
+		return &Written{Resource: &Resource{Ref: c.ref, Version: c.current.Version, Updated: c.current.Updated, Method: "DELETE", Deleted: true}, Unchanged: true}, nil
+	}
+	s := &c.write.Sealed
+	if c.resource == nil {
+		return &Written{Resource: &Resource{Ref: c.ref, Version: s.Version, Updated: s.Updated, Method: s.Method, Deleted: true}}, nil
+	}
+	a.view = c.view
+	for class := range Class(NumClasses) {
+		if !a.view.classes.Has(class) {
+			c.plain[class] = nil
+		}
+	}
+	elements, err := join(&c.plain, nil)
+	if err != nil {
+		return nil, a.broken(ctx, s, err)
+	}
+	return &Written{Resource: a.render(s, elements), Created: c.current == nil || c.current.Deleted()}, nil
+}
+
+// showExisting opens the record that a conditional create matched, under a read event of its own. To a caller who may
+// create and not read, only that it exists is shown; for one to whom it does not exist the condition cannot hold.
+func (a *attempt) showExisting(ctx context.Context, c *change) (*Resource, *Error) {
+	read := a.begin(a.caller, verbRead, c.existing.Ref)
+	defer read.finish()
+	if e := read.permit(auth.Read, c.ref.Type); e != nil {
+		if e.Kind != Denied {
+			return nil, e
+		}
+		row := c.existing
+		return &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method}, nil
+	}
+	res, e := read.read(ctx)
+	if e != nil && (e.Kind == NotFound || e.Kind == Gone) {
+		return nil, precondition("duplicate", "the condition of the create does not hold")
+	}
+	return res, e
+}
+
+// treatments derives what a record says about who treats whom.
+func treatments(r *fhir.Resource, patients []string) []Treatment {
+	var path string
+	switch r.Type {
+	case "Encounter":
+		path = "#.individual.reference"
+	case "CareTeam":
+		path = "#.member.reference"
+	default:
+		return nil
+	}
+	var members []gjson.Result
+	for _, e := range r.Elements {
+		switch e.Name {
+		case "status":
+			switch gjson.ParseBytes(e.Raw).String() {
+			case "cancelled", "entered-in-error", "inactive", "suspended", "proposed":
+				return nil
+			}
+		case "participant":
+			members = gjson.GetBytes(e.Raw, path).Array()
+		}
+	}
+	var treats []Treatment
+	for _, m := range members {
+		id, ok := strings.CutPrefix(m.String(), "Practitioner/")
+		id, _, _ = strings.Cut(id, "/_history/")
+		if !ok || !fhir.ValidID(id) {
+			continue
+		}
+		for _, patient := range patients {
+			treats = append(treats, Treatment{Practitioner: id, Patient: patient})
+		}
+	}
+	return treats
+}
+
+// newUUID makes a random (version 4) UUID.
+func newUUID() (u UUID) {
+	rand.Read(u[:])
+	return u.versioned()
+}
+
+func (u UUID) versioned() UUID {
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	return u
+}
+
+// String is the usual form in lower-case hex.
+func (u UUID) String() string {
+	var s [36]byte
+	hex.Encode(s[:], u[:4])
+	hex.Encode(s[9:], u[4:6])
+	hex.Encode(s[14:], u[6:8])
+	hex.Encode(s[19:], u[8:10])
+	hex.Encode(s[24:], u[10:])
+	s[8], s[13], s[18], s[23] = '-', '-', '-', '-'
+	return string(s[:])
+}
+
+// keyed is an HMAC-SHA256 under the import key, cut to 16 bytes; the label keeps its uses apart.
+func (r *Records) keyed(label string, data []byte) (sum [16]byte) {
+	mac := hmac.New(sha256.New, r.imports)
+	mac.Write([]byte(label))
+	mac.Write([]byte{0})
+	mac.Write(data)
+	copy(sum[:], mac.Sum(nil))
+	return sum
+}
