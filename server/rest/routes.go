@@ -141,3 +141,29 @@ func (s *Server) newApp() *fiber.App {
 	}
 	return app
 }
+
+// Route is a line of the route table, for those who check or describe it. Guard is "open", "records", a capability such
+// as "audit:read", or "" for a route that was left without one (it serves nobody).
+type Route struct{ Method, Pattern, Interaction, Guard string }
+
+// Routes lists the table, without OPTIONS and mounts.
+func (s *Server) Routes() []Route {
+	list := make([]Route, len(s.routes))
+	for i, r := range s.routes {
+		list[i] = Route{r.method, r.pattern, r.interaction, r.guard.String()}
+	}
+	return list
+}
+
+func (g guard) String() string {
+	switch g.kind {
+	case guardOpen:
+		return "open"
+	case guardRecords:
+		return "records"
+	case guardCapability:
+		return g.capability
+	default:
+		return ""
+	}
+}
