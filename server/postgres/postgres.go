@@ -56,7 +56,7 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	if cfg.MaxConns == 0 {
-		cfg.MaxConns = int32(max(16, 4*runtime.GOMAXPROCS(0)))
+		cfg.MaxConns = recordsConns()
 	}
 	d := &DB{logger: cfg.Logger}
 	var err error
@@ -88,6 +88,9 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	}
 	return d, nil
 }
+
+// recordsConns is the records pool's size when nobody says.
+func recordsConns() int32 { return int32(max(16, 4*runtime.GOMAXPROCS(0))) }
 
 // openPool makes a pool whose sessions take the role, and checks one connection.
 func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.Duration, mode pgx.QueryExecMode) (*pgxpool.Pool, error) {

@@ -1,0 +1,181 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// CreateDatabase makes an empty database unless there is one of that name. adminDSN logs in to any other database.
+func CreateDatabase(ctx context.Context, adminDSN, name string) error {
+	conn, err := pgx.Connect(ctx, adminDSN)
+	if err != nil {
+		return bare("connecting", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	const duplicateDatabase = "42P04"
+	_, err = conn.Exec(ctx, "CREATE DATABASE "+pgx.Identifier{name}.Sanitize())
+	if err != nil && sqlState(err) != duplicateDatabase {
+		return bare("creating database", err)
+	}
+	return nil
+}
+
+// Evidence looks at the live database for compliance's probes, with the program's own rights and no others.
+type Evidence struct{ db *DB }
+
+// Evidence of this database.
+func (d *DB) Evidence() *Evidence { return &Evidence{d} }
+
+// SealedColumns returns the columns of record tables that hold cells, and those of any type bytea or text that the schema does
+// not constrain to the sealed domain though they carry a PHI class's name.
+func (e *Evidence) SealedColumns(ctx context.Context, classes []string) (sealed, open []string, err error) {
+	rows, err := e.db.reader.Query(ctx, `
+		SELECT c.relname || '.' || a.attname, t.typname = 'sealed' AND EXISTS (SELECT FROM pg_constraint k WHERE k.contypid = t.oid AND k.contype = 'c')
+		FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = a.atttypid
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relname IN ('record', 'record_version') AND a.attnum > 0 AND NOT a.attisdropped
+		  AND a.attname = ANY($1)`, classes)
+	if err != nil {
+		return nil, nil, bare("reading columns", err)
+	}
+	var name string
+	var ok bool
+	_, err = pgx.ForEachRow(rows, []any{&name, &ok}, func() error {
+		if ok {
+			sealed = append(sealed, name)
+		} else {
+			open = append(open, name)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, bare("reading columns", err)
+	}
+	return sealed, open, nil
+}
+
+// UnsealedCells counts stored cells that are no cells: a constraint that was added or dropped by hand does not look back.
+func (e *Evidence) UnsealedCells(ctx context.Context, classes []string) (n int64, err error) {
+	var looks []string
+	for _, c := range classes {
+		c = pgx.Identifier{c}.Sanitize()
+		looks = append(looks, c+" IS NOT NULL AND (octet_length("+c+") < 33 OR get_byte("+c+", 0) <> 1)")
+	}
+	err = e.db.records.QueryRow(ctx, "SELECT count(*) FROM record WHERE "+strings.Join(looks, " OR ")).Scan(&n)
+	if err != nil {
+		return 0, bare("counting cells", err)
+	}
+	return n, nil
+}
+
+// refusals are the codes of an attempt that was refused: by a privilege, or by the trail's triggers.
+var refusals = []string{"42501", "CKA10"}
+
+// TrailAttempts tries to change the trail with each of the program's roles, each attempt in a transaction that is rolled back
+// whatever happens. It returns how many were made and those that were not refused.
+func (e *Evidence) TrailAttempts(ctx context.Context) (tried int, succeeded []string, err error) {
+	for _, pool := range []*pgxpool.Pool{e.db.records, e.db.writer, e.db.reader} {
+		for _, sql := range []string{
+			"UPDATE audit_event SET agent_user = agent_user", "DELETE FROM audit_event", "TRUNCATE audit_event",
+			"UPDATE audit_batch SET chain = chain", "DELETE FROM audit_batch", "TRUNCATE audit_batch",
+		} {
+			tried++
+			_, err := e.attempt(ctx, pool, sql)
+			var pg *pgconn.PgError
+			switch {
+			case err == nil:
+				succeeded = append(succeeded, pool.Config().ConnConfig.RuntimeParams["role"]+": "+sql)
+			case errors.As(err, &pg) && slices.Contains(refusals, pg.Code):
+			default:
+				return tried, succeeded, bare("attempting a change", err)
+			}
+		}
+	}
+	return tried, succeeded, nil
+}
+
+func (e *Evidence) attempt(ctx context.Context, pool *pgxpool.Pool, sql string) (pgconn.CommandTag, error) {
+	tx, err := pool.Begin(ctx)
+	if err != nil {
+		return pgconn.CommandTag{}, err
+	}
+	defer tx.Rollback(context.WithoutCancel(ctx))
+	return tx.Exec(ctx, sql)
+}
+
+// UnguardedPartitions lists tables of the trail on which the refusing triggers are missing or do not fire always.
+func (e *Evidence) UnguardedPartitions(ctx context.Context) ([]string, error) {
+	rows, err := e.db.reader.Query(ctx, `
+		SELECT c.relname FROM pg_class c
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname ~ '^audit_(event|batch|quarantine)'
+		  AND (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled = 'A' AND t.tgfoid = 'public.audit_refuse'::regproc) < 2`)
+	if err != nil {
+		return nil, bare("reading triggers", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, bare("reading triggers", err)
+	}
+	return names, nil
+}
+
+// Settings reads settings by name.
+func (e *Evidence) Settings(ctx context.Context, names ...string) (map[string]string, error) {
+	values := map[string]string{}
+	for _, n := range names {
+		var v string
+		if err := e.db.reader.QueryRow(ctx, "SELECT current_setting($1)", n).Scan(&v); err != nil {
+			return nil, bare("reading setting", err)
+		}
+		values[n] = v
+	}
+	return values, nil
+}
+
+// ExcessRights lists what the program's login may do and should not.
+func (e *Evidence) ExcessRights(ctx context.Context) ([]string, error) {
+	var super, createdb, createrole, bypass, owns, inherits, writerReads, readerWrites bool
+	err := e.db.reader.QueryRow(ctx, `
+		SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls, rolinherit,
+		       EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid),
+		       has_table_privilege('chartkeep_audit_writer', 'audit_event', 'SELECT'),
+		       has_table_privilege('chartkeep_audit_reader', 'audit_event', 'INSERT')
+		FROM pg_roles r WHERE rolname = session_user`).Scan(&super, &createdb, &createrole, &bypass, &inherits, &owns, &writerReads, &readerWrites)
+	if err != nil {
+		return nil, bare("reading rights", err)
+	}
+	var excess []string
+	for _, x := range []struct {
+		has  bool
+		what string
+	}{
+		{super, "is superuser"}, {createdb, "may create databases"}, {createrole, "may create roles"}, {bypass, "bypasses row security"},
+		{inherits, "inherits its rooms' roles"}, {owns, "owns tables"}, {writerReads, "the audit writer may read the trail"},
+		{readerWrites, "the audit reader may write the trail"},
+	} {
+		if x.has {
+			excess = append(excess, x.what)
+		}
+	}
+	return excess, nil
+}
+
+// TakesPlaintext tries to store a readable value in a PHI column, in a transaction that is rolled back; true would mean that the
+// column takes it.
+func (e *Evidence) TakesPlaintext(ctx context.Context, class string) (bool, error) {
+	const checkViolation = "23514"
+	_, err := e.attempt(ctx, e.db.records, "UPDATE record SET "+pgx.Identifier{class}.Sanitize()+" = convert_to('readable', 'UTF8') WHERE (type, id) = (SELECT type, id FROM record LIMIT 1)")
+	switch {
+	case err == nil:
+		return true, nil
+	case sqlState(err) == checkViolation:
+		return false, nil
+	}
+	return false, fmt.Errorf("attempting to store plaintext: %w", bare("updating", err))
+}
