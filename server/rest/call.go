@@ -59,6 +59,7 @@ func (s *Server) handle(fc *fiber.Ctx, r *route) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Timeout)
 	defer cancel()
 	c.ctx = ctx
+	defer c.survive()
 	c.identify()
 	if err := c.guarded(); err != nil {
 		c.refuse(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"time"
@@ -108,6 +109,15 @@ func (c *call) refuse(err error) {
 	c.answer(r)
 }
 
+// survive is the last line: a panic while a refusal is written or observed would end the process, for fasthttp does not
+// recover.
+func (c *call) survive() {
+	if v := recover(); v != nil {
+		c.s.logger.Error("answering panicked", "request_id", c.requestID, "route", c.route.pattern, "type", fmt.Sprintf("%T", v))
+		c.answer(&refusal{status: http.StatusInternalServerError, code: "exception", text: "internal error"})
+	}
+}
+
 // answer writes the refusal as OperationOutcome or, under /v1, as problem details (RFC 9457).
 func (c *call) answer(r *refusal) {
 	res := c.http.Response()
@@ -168,8 +178,10 @@ func (c *call) refusalEvent(r *refusal) *audit.Event {
 	if r.status >= http.StatusInternalServerError {
 		e.Outcome = audit.SeriousFailure
 	}
-	if t, ok := c.s.types[c.http.Params("type")]; ok {
-		e.Entities = []audit.Entity{{Type: t}}
+	if c.route.pattern != "" { // without a route Fiber has no parameters to look in, and panics
+		if t, ok := c.s.types[c.http.Params("type")]; ok {
+			e.Entities = []audit.Entity{{Type: t}}
+		}
 	}
 	if d := r.decision; d != nil {
 		e.Decision = audit.Decision{Allowed: d.Allowed, Rule: d.Rule, Reason: string(d.Reason), View: d.View, Policy: d.Policy}
@@ -221,6 +233,7 @@ func (s *Server) refuseUnrouted(fc *fiber.Ctx, status int) {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Timeout)
 	defer cancel()
 	c.ctx = ctx
+	defer c.survive()
 	c.identify()
 	c.refuse(unroutedAs(status))
 	c.finish()
