@@ -147,7 +147,9 @@ func TestBadDocuments(t *testing.T) {
 		"nested":        text(strings.Repeat(`{"keys":[`, 3000)),
 		"500":           func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) },
 		"304 unasked":   func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotModified) },
-		"other host":    func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere.server.URL, http.StatusFound) },
+		"other host": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, elsewhere.server.URL, http.StatusFound)
+		},
 		"metadata host": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, "http://169.254.169.254/", http.StatusFound)
 		},
@@ -230,7 +232,9 @@ func TestUnfitKeys(t *testing.T) {
 			k["kid"] = "x"
 		}
 		v := newTestVerifier(t, is.config())
-		is.answers(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(marshal(map[string]any{"keys": []any{k, good}})) })
+		is.answers(func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write(marshal(map[string]any{"keys": []any{k, good}}))
+		})
 		fetchNow(v)
 		if n := v.Stats().Keys; n != 1 {
 			t.Errorf("%s: %d keys, want the good one alone", name, n)

@@ -186,7 +186,7 @@ func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Princip
 	if h.Algorithm != k.alg {
 		return nil, refuse("alg is not the key's")
 	}
-	// Read before anything is believed: a revocation from here on makes the entry be checked again.
+	// Read before the revocations are: one that comes later makes the entry be checked again at its first use.
 	epoch := v.revoked.epoch.Load()
 	if err := v.signature(k, c); err != nil {
 		return nil, err
@@ -196,6 +196,9 @@ func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Princip
 	if err != nil {
 		return nil, err
 	}
+	if v.revoked.dead(p) {
+		return nil, refuse("revoked")
+	}
 	e := &verified{
 		digest: d, principal: p, key: k,
 		from:  now.Add(-time.Second).UnixNano(), // callers read their clocks a little before we read ours
@@ -203,9 +206,6 @@ func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Princip
 	}
 	e.epoch.Store(epoch)
 	v.cache.put(e)
-	if v.revoked.dead(p) {
-		return nil, refuse("revoked")
-	}
 	return p, nil
 }
 
