@@ -183,7 +183,7 @@ func cutPrefix(s string) (prefix, rest, problem string) {
 }
 
 // match compares two spans as the table of prefixes says: gt and lt ask whether the span beyond the search value meets the
-// found one, sa and eb whether the found one lies wholly beyond.
+// found one, ge and le include the search value's own span, sa and eb ask whether the found one lies wholly beyond.
 func (w when) match(r *Resource, n int32, at *place) bool {
 	v, ok := r.span(n, at.kind)
 	if !ok {
@@ -198,9 +198,9 @@ func (w when) match(r *Resource, n int32, at *place) bool {
 	case "lt":
 		return v.from < w.span.from
 	case "ge":
-		return v.to > w.span.to || equal
+		return v.to > w.span.from
 	case "le":
-		return v.from < w.span.from || equal
+		return v.from < w.span.to
 	case "sa":
 		return v.from >= w.span.to
 	case "eb":
