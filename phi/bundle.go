@@ -1,6 +1,7 @@
 package phi
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/url"
@@ -443,8 +444,8 @@ func (l *links) resolve(ctx context.Context, c *change) *Error {
 		kind, query, conditional := strings.Cut(ref.Value, "?")
 		switch {
 		case strings.HasPrefix(ref.Value, "urn:uuid:"), strings.HasPrefix(ref.Value, "urn:oid:"):
-			if !strings.HasSuffix(ref.Expression, ".reference") {
-				continue // a uri that happens to be a urn: FHIR replaces it only when an entry has it
+			if !bytes.Contains(c.resource.Text(), []byte(`"reference":"`+ref.Value+`"`)) {
+				continue // a uri, which may be a urn of its own
 			}
 			fault = fail(Unprocessable, "not-found", "no entry of the bundle has the full URL that is referred to").at(ref.Expression)
 		case conditional && fhir.Known(kind):
