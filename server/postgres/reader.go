@@ -53,8 +53,7 @@ func findSQL(q audit.Query) (string, []any) {
 		and("event_id = %s", [16]byte(q.ID))
 	}
 	for _, f := range []struct{ column, value string }{
-		{"client", q.Client}, {"interaction", q.Interaction}, {"entity_type", q.EntityType}, {"entity_id", q.EntityID},
-		{"type", string(q.Type)}, {"agent_user", q.User},
+		{"agent_user", q.User}, {"client", q.Client}, {"interaction", q.Interaction}, {"type", string(q.Type)},
 	} {
 		if f.value != "" {
 			and(f.column+" = %s", projected(f.value))
@@ -66,6 +65,14 @@ func findSQL(q audit.Query) (string, []any) {
 	}
 	if q.RequestID != "" {
 		and("request_id = %s AND request_id <> ''", projected(q.RequestID))
+	}
+	switch {
+	case q.EntityType != "" && q.EntityID != "":
+		and("%s = ANY (entities)", projected(q.EntityType+"/"+q.EntityID))
+	case q.EntityType != "":
+		and("EXISTS (SELECT FROM unnest(entities) n WHERE starts_with(n, %s))", projected(q.EntityType)+"/")
+	case q.EntityID != "":
+		and("EXISTS (SELECT FROM unnest(entities) n WHERE split_part(n, '/', 2) = %s)", projected(q.EntityID))
 	}
 	if q.Action != 0 {
 		and("action = %s", string(rune(q.Action)))
@@ -87,7 +94,7 @@ func findSQL(q audit.Query) (string, []any) {
 	}
 	if q.Text != "" {
 		and(`strpos(lower(concat_ws(' ', type, interaction, agent_user, client, network, array_to_string(roles, ' '), purpose,
-			patient, entity_type, entity_id, rule, reason, view, request_id)), lower(%s)) > 0`, projected(q.Text))
+			patient, array_to_string(entities, ' '), rule, reason, view, request_id)), lower(%s)) > 0`, projected(q.Text))
 	}
 	if q.After != (audit.Position{}) {
 		// The first condition alone prunes partitions.

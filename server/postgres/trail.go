@@ -130,7 +130,7 @@ func poison(err error) bool { return errors.As(err, new(errPoison)) }
 // trailColumns are copied in this order by trailRow.
 var trailColumns = []string{
 	"part_ts", "stream", "seq", "event_id", "recorded", "type", "interaction", "action", "outcome", "agent_user", "client",
-	"session", "network", "roles", "purpose", "patient", "entity_type", "entity_id", "allowed", "rule", "reason", "view",
+	"session", "network", "roles", "purpose", "patient", "entity_type", "entity_id", "entities", "allowed", "rule", "reason", "view",
 	"policy", "request_id", "correlation", "total_us", "salt", "leaf", "body",
 }
 
@@ -147,6 +147,10 @@ func trailRow(stream audit.StreamID, r *audit.Row) []any {
 	if len(e.Entities) > 0 {
 		entity = e.Entities[0]
 	}
+	entities := make([]string, len(e.Entities))
+	for i, n := range e.Entities {
+		entities[i] = projected(n.Type + "/" + n.ID)
+	}
 	roles := make([]string, len(e.Agent.Roles))
 	for i, role := range e.Agent.Roles {
 		roles[i] = projected(role)
@@ -155,7 +159,7 @@ func trailRow(stream audit.StreamID, r *audit.Row) []any {
 		r.PartTime, [16]byte(stream), int64(r.Seq), [16]byte(e.ID), e.Recorded, projected(string(e.Type)), projected(e.Interaction),
 		projected(string(rune(e.Action))), outcome, projected(e.Agent.User), projected(e.Agent.Client), projected(e.Agent.Session),
 		projected(e.Agent.Network), roles, projected(e.Purpose), projected(e.Patient), projected(entity.Type), projected(entity.ID),
-		e.Decision.Allowed, projected(e.Decision.Rule), projected(e.Decision.Reason), projected(e.Decision.View), e.Decision.Policy,
+		entities, e.Decision.Allowed, projected(e.Decision.Rule), projected(e.Decision.Reason), projected(e.Decision.View), e.Decision.Policy,
 		projected(e.RequestID), correlation, int64(e.Timing.Total), r.Salt[:], r.Leaf[:], r.Body,
 	}
 }

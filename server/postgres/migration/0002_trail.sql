@@ -8,7 +8,7 @@ BEGIN
 END $$;
 
 -- body holds the exact bytes that were hashed; every other column is a projection of it, to search by. outcome is null
--- for an intent. part_ts is chosen by the writing process, so a replay lands in the same partition.
+-- for an intent; entity_type and entity_id are the first of entities, which are "Type/id". part_ts is chosen by the writing process, so a replay lands in the same partition.
 CREATE TABLE audit_event (
   part_ts     timestamptz NOT NULL,
   stream      uuid        NOT NULL,
@@ -29,6 +29,7 @@ CREATE TABLE audit_event (
   patient     text        NOT NULL,
   entity_type text        NOT NULL,
   entity_id   text        NOT NULL,
+  entities    text[]      NOT NULL,
   allowed     boolean     NOT NULL,
   rule        text        NOT NULL,
   reason      text        NOT NULL,
@@ -126,12 +127,8 @@ BEGIN
   END IF;
   RETURN NULL;
 END $$;
-CREATE TRIGGER audit_covered AFTER INSERT ON audit_event REFERENCING NEW TABLE AS arrived
-  FOR EACH STATEMENT EXECUTE FUNCTION audit_covered();
-ALTER TABLE audit_event ENABLE ALWAYS TRIGGER audit_covered;
-
 -- Row triggers cascade to partitions, present and future, and ENABLE ALWAYS keeps them under
--- session_replication_role = replica. TRUNCATE triggers do not cascade: each partition gets its own.
+-- session_replication_role = replica. Statement triggers do not cascade: each partition gets its own.
 CREATE TRIGGER audit_refuse_change BEFORE UPDATE OR DELETE ON audit_event FOR EACH ROW EXECUTE FUNCTION audit_refuse();
 ALTER TABLE audit_event ENABLE ALWAYS TRIGGER audit_refuse_change;
 CREATE TRIGGER audit_refuse_change BEFORE UPDATE OR DELETE ON audit_batch FOR EACH ROW EXECUTE FUNCTION audit_refuse();
@@ -139,13 +136,18 @@ ALTER TABLE audit_batch ENABLE ALWAYS TRIGGER audit_refuse_change;
 CREATE TRIGGER audit_refuse_change BEFORE UPDATE OR DELETE ON audit_quarantine FOR EACH ROW EXECUTE FUNCTION audit_refuse();
 ALTER TABLE audit_quarantine ENABLE ALWAYS TRIGGER audit_refuse_change;
 
-CREATE FUNCTION audit_refuse_truncate_of(partition regclass) RETURNS void LANGUAGE plpgsql
+CREATE FUNCTION audit_protect(relation regclass) RETURNS void LANGUAGE plpgsql
   SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-  EXECUTE format('CREATE TRIGGER audit_refuse_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION public.audit_refuse()', partition);
-  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_refuse_truncate', partition);
+  EXECUTE format('CREATE TRIGGER audit_refuse_truncate BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION public.audit_refuse()', relation);
+  EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_refuse_truncate', relation);
+  IF relation IN (SELECT relid FROM pg_partition_tree('public.audit_event')) THEN
+    EXECUTE format('CREATE TRIGGER audit_covered AFTER INSERT ON %s REFERENCING NEW TABLE AS arrived
+      FOR EACH STATEMENT EXECUTE FUNCTION public.audit_covered()', relation);
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER audit_covered', relation);
+  END IF;
 END $$;
-SELECT audit_refuse_truncate_of(t::regclass)
+SELECT audit_protect(t::regclass)
 FROM unnest(ARRAY['audit_event', 'audit_event_default', 'audit_batch', 'audit_quarantine']) t;
 
 -- Creates the partitions of last month up to six months ahead. A month that cannot be made now (its rows sit in the
@@ -165,7 +167,7 @@ BEGIN
     BEGIN
       EXECUTE format('CREATE TABLE public.%I PARTITION OF public.audit_event FOR VALUES FROM (%L) TO (%L)',
                      child, month, month + interval '1 month');
-      PERFORM audit_refuse_truncate_of(format('public.%I', child)::regclass);
+      PERFORM audit_protect(format('public.%I', child)::regclass);
       made := made + 1;
     EXCEPTION WHEN check_violation OR lock_not_available THEN
       RAISE WARNING 'audit partition % cannot be made now: %', child, SQLSTATE;
