@@ -1,0 +1,121 @@
+package postgres
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
+)
+
+// explain returns the plan of a statement, as text.
+func explain(t *testing.T, conn *pgx.Conn, sql string, args ...any) string {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), `EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) `+sql, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+// TestPlans fills the tables and demands that every hot statement goes by its index, with plans made for the values and with
+// generic ones: no sequential scan of a table that grows.
+func TestPlans(t *testing.T) {
+	db, name := open(t)
+	admin := connect(t, name, "")
+	must(t, admin, `INSERT INTO record SELECT CASE WHEN i % 20 = 0 THEN 'Patient' ELSE 'Observation' END, 'id-' || i, gen_random_uuid(), 1,
+		now(), 'PUT', ARRAY['p-' || i % 1000], gen_random_uuid(), 0, 1, null, null, null, null, '\x01' || sha256(i::text::bytea), null, '', substr(sha256(''), 1, 16)
+		FROM generate_series(1, 40000) i`)
+	must(t, admin, `INSERT INTO record_patient SELECT unnest(patients), type, id FROM record`)
+	must(t, admin, `INSERT INTO index_token SELECT 1, substr(sha256(id::bytea), 1, 16), type, id FROM record`)
+	must(t, admin, `INSERT INTO treatment SELECT 'dr-' || i % 10, 'p-' || i, 'Encounter', 'Encounter', 'e-' || i FROM generate_series(0, 999) i`)
+	must(t, admin, `INSERT INTO phi_key SELECT subject, segment, key_id, 'kek-1', substr(sha256('') || sha256(''), 1, 60) FROM record`)
+	must(t, admin, `ANALYZE record, record_patient, index_token, treatment, phi_key`)
+
+	records := db.recordStorage
+	token := phi.Token{Kind: 1, Value: random16()}
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		conn := connect(t, name, "chartkeep_records")
+		must(t, conn, `SET search_path = public`)
+		must(t, conn, `SET plan_cache_mode = `+mode)
+		plans := map[string]string{
+			"Fetch":        explain(t, conn, records.statements[phi.AllClasses].current, "Patient", "id-20"),
+			"FetchVersion": explain(t, conn, records.statements[phi.AllClasses].version, "Patient", "id-20", int64(1)),
+			"FetchHistory": explain(t, conn, records.statements[phi.AllClasses].history, "Patient", "id-20", int64(9), 10),
+			"FetchMany":    explain(t, conn, records.statements[0].many, []string{"Patient", "Observation"}, []string{"id-20", "id-21"}),
+			"Related": explain(t, conn, `SELECT source FROM treatment WHERE practitioner = $1 AND patient = ANY ($2) ORDER BY source LIMIT 1`,
+				"dr-1", []string{"p-1", "p-2"}),
+		}
+		for what, sel := range map[string]phi.Selection{
+			"by patient":                    {Patients: []string{"p-7"}},
+			"by token":                      {Tokens: [][]phi.Token{{token}}},
+			"by token for a practitioner":   {Tokens: [][]phi.Token{{token}}, Practitioner: "dr-1"},
+			"by id":                         {IDs: []string{"id-20", "id-40"}},
+			"by patient for a practitioner": {Patients: []string{"p-7"}, Practitioner: "dr-1"},
+			"everything of one's own":       {Patient: "p-7"},
+			"everything":                    {},
+			"everything from somewhere on":  {After: "id-30000"},
+		} {
+			sel.Type, sel.Limit = "Observation", 50
+			sql, args := searchSQL(records.statements[phi.AllClasses].columns, sel)
+			plans["Search "+what] = explain(t, conn, sql, args...)
+		}
+		for what, plan := range plans {
+			if strings.Contains(plan, "Seq Scan") {
+				t.Errorf("%s with %s scans a table:\n%s", what, mode, plan)
+			}
+		}
+		// A practitioner's whole list is read by index too; how much of record_patient depends on how many patients they have.
+		sql, args := searchSQL(records.statements[0].columns, phi.Selection{Type: "Patient", Limit: 50, Practitioner: "dr-1"})
+		if plan := explain(t, conn, sql, args...); strings.Contains(plan, "Seq Scan on record ") {
+			t.Errorf("Search for a practitioner with %s scans record:\n%s", mode, plan)
+		}
+	}
+}
+
+func TestTrailPlans(t *testing.T) {
+	db, name := open(t)
+	admin := connect(t, name, "")
+	prev, stream := audit.Hash{}, audit.StreamID(random16())
+	for first := uint64(0); first < 20_000; first += 2000 {
+		b := batchOf(t, stream, first, prev, 2000)
+		for i := range b.Rows {
+			b.Rows[i].Event.Patient = fmt.Sprint("p-", i%500)
+			b.Rows[i].Event.Agent.User = fmt.Sprint("u-", i%100)
+			b.Rows[i].Event.RequestID = fmt.Sprint("r-", first+uint64(i))
+		}
+		if err := db.Audit().Ingest(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+		prev = b.Chain
+	}
+	must(t, admin, `ANALYZE audit_event`)
+	conn := connect(t, name, "chartkeep_audit_reader")
+	must(t, conn, `SET search_path = public`)
+	month := "audit_event_" + noon.Format("2006_01")
+	for what, test := range map[string]struct {
+		query audit.Query
+		index string
+	}{
+		"newest":       {audit.Query{}, month + "_pkey"},
+		"older than":   {audit.Query{After: audit.Position{PartTime: noon, ID: random16()}}, month + "_pkey"},
+		"of a patient": {audit.Query{Patient: "p-7"}, month + "_patient_part_ts_event_id_idx"},
+		"of a user":    {audit.Query{User: "u-7"}, month + "_agent_user_part_ts_event_id_idx"},
+		"of a request": {audit.Query{RequestID: "r-77"}, month + "_request_id_idx"},
+		"one event":    {audit.Query{ID: random16()}, month + "_event_id_idx"},
+	} {
+		test.query.Limit = 50
+		sql, args := findSQL(test.query)
+		plan := explain(t, conn, sql, args...)
+		if !strings.Contains(plan, test.index) || strings.Contains(plan, "Seq Scan on "+month) {
+			t.Errorf("%s does not go by %s:\n%s", what, test.index, plan)
+		}
+	}
+}
