@@ -251,8 +251,8 @@ func (a *Access) treats(ctx context.Context, p *Principal, patients []string) Re
 	_, ok, err := a.storage.Related(ctx, id, patients)
 	switch {
 	case err != nil:
-		// The text of a storage error may quote arguments, which name a patient.
-		a.logger.Warn("relationship could not be looked up", "policy", a.policy.Load().version)
+		// The text of a storage error may quote its arguments, which name a patient. What lasts is told by Run, once.
+		a.logger.DebugContext(ctx, "relationship could not be looked up", "error_type", fmt.Sprintf("%T", err))
 		return ReasonUnavailable
 	case !ok:
 		return ReasonRelationship
