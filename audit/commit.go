@@ -55,7 +55,9 @@ func (l *Log) commit() {
 			}
 			l.write(s)
 		case <-l.broken:
-			l.repair(nil)
+			if l.stuck() {
+				l.repair(nil)
+			}
 		case <-probe.C:
 			if l.down.Load() != nil {
 				l.repair(nil)
@@ -74,6 +76,10 @@ func (l *Log) write(s *submission) {
 	g := l.gather(s)
 	defer l.counters.settled.Add(uint64(len(g.waiting)))
 	c := &l.committer
+	if l.stuck() {
+		l.repair(g)
+		return
+	}
 	err := l.room(g)
 	if err == nil {
 		_, err = c.current.f.WriteAt(g.frame, c.current.off)
@@ -83,6 +89,8 @@ func (l *Log) write(s *submission) {
 		c.current.failed = true
 		l.mu.Unlock()
 		l.logger.Error("audit journal cannot be written", "error", err)
+	}
+	if l.stuck() { // asked again: the syncer may have failed meanwhile, and then the page cache cannot be trusted
 		l.repair(g)
 		return
 	}
@@ -102,6 +110,13 @@ func (l *Log) write(s *submission) {
 	if c.current.off > c.current.size/2 {
 		l.journal.prepare(c.current.size)
 	}
+}
+
+// stuck reports whether a segment that is still needed has failed.
+func (l *Log) stuck() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.committer.current.failed || len(l.unsynced) > 0 && l.unsynced[0].segment.failed
 }
 
 // gather numbers and chains the submission and those that wait behind it.
@@ -179,7 +194,7 @@ func (l *Log) room(g *group) error {
 		return err
 	}
 	if err := l.start(s, g.first, g.prev, g.floor); err != nil {
-		return errors.Join(err, s.f.Close())
+		return errors.Join(err, s.f.Close(), l.fs.Remove(s.path))
 	}
 	l.retire()
 	c.current = s

@@ -55,30 +55,31 @@ type preparation struct {
 }
 
 // create makes a zero-filled segment of the size, durable by name and by size.
-func (j *journal) create(number uint64, size int64) (s *segment, err error) {
-	s = &segment{path: filepath.Join(j.dir, fmt.Sprintf("%016x%s", number, segmentSuffix)), number: number, size: size}
+func (j *journal) create(number uint64, size int64) (*segment, error) {
+	s := &segment{path: filepath.Join(j.dir, fmt.Sprintf("%016x%s", number, segmentSuffix)), number: number, size: size}
+	var err error
 	if s.f, err = j.fs.Create(s.path); err != nil {
 		return nil, fmt.Errorf("creating segment: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.f.Close(), j.fs.Remove(s.path))
-		}
-	}()
-	zeros := make([]byte, min(size, fillStep))
-	for off := int64(0); off < size; off += fillStep {
-		if _, err := s.f.WriteAt(zeros[:min(fillStep, size-off)], off); err != nil {
-			return nil, fmt.Errorf("filling segment: %w", err)
-		}
-		// In steps, so that the fdatasync of the segment in use never queues behind one large flush.
-		if err := s.f.Datasync(); err != nil {
-			return nil, fmt.Errorf("filling segment: %w", err)
-		}
-	}
-	if err := j.fs.SyncDir(j.dir); err != nil {
-		return nil, fmt.Errorf("creating segment: %w", err)
+	if err := j.fill(s.f, size); err != nil {
+		return nil, errors.Join(fmt.Errorf("creating segment: %w", err), s.f.Close(), j.fs.Remove(s.path))
 	}
 	return s, nil
+}
+
+// fill makes the file's size and name durable.
+func (j *journal) fill(f File, size int64) error {
+	zeros := make([]byte, min(size, fillStep))
+	for off := int64(0); off < size; off += fillStep {
+		if _, err := f.WriteAt(zeros[:min(fillStep, size-off)], off); err != nil {
+			return err
+		}
+		// In steps, so that the fdatasync of the segment in use never queues behind one large flush.
+		if err := f.Datasync(); err != nil {
+			return err
+		}
+	}
+	return j.fs.SyncDir(j.dir)
 }
 
 // prepare makes the segment after one of the given size in the background.

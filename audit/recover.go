@@ -38,7 +38,7 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 		return found, err
 	}
 	for _, path := range prepared {
-		number, lost, err := dropPrepared(fs, path)
+		number, lost, err := dropPrepared(fs, path, segments)
 		if err != nil {
 			return found, err
 		}
@@ -81,8 +81,9 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 	return found, mend(fs, dir, stream, segments, torn, &found)
 }
 
-// dropPrepared removes a segment that was never started. One that has groups behind a lost header is kept and reported.
-func dropPrepared(fs FS, path string) (number uint64, lost bool, err error) {
+// dropPrepared removes a segment that was never started. One that lost its beginning or all of its content is kept and
+// reported: it has groups behind a blank header, or stands before the first segment of a stream that does not start there.
+func dropPrepared(fs FS, path string, started []segmentInfo) (number uint64, lost bool, err error) {
 	if _, err := fmt.Sscanf(filepath.Base(path), "%x", &number); err != nil {
 		return 0, false, fmt.Errorf("reading segment name: %w", err)
 	}
@@ -94,7 +95,7 @@ func dropPrepared(fs FS, path string) (number uint64, lost bool, err error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return 0, false, err
 	}
-	if at >= 0 {
+	if at >= 0 || len(started) > 0 && number < started[0].number && started[0].head.first > 0 {
 		return number, true, nil
 	}
 	return number, false, fs.Remove(path)
@@ -105,6 +106,9 @@ func dropPrepared(fs FS, path string) (number uint64, lost bool, err error) {
 func walk(fs FS, segments []segmentInfo, stream StreamID, found *recovered) (*tear, error) {
 	for i := range segments {
 		s := &segments[i]
+		if s.damaged && i > 0 && s.limit <= found.next {
+			continue // it failed before it held anything, and a later segment took over
+		}
 		if s.damaged {
 			return &tear{at: i}, nil
 		}

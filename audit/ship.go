@@ -27,6 +27,7 @@ type shipping struct {
 	rows    atomic.Uint64
 	oldest  atomic.Int64 // part time of the oldest record that Storage does not have, as far as it is known
 	broken  atomic.Pointer[error]
+	active  atomic.Bool // Run ships this stream
 	failing atomic.Bool // the last attempt failed
 	hurry   atomic.Int64
 
@@ -105,9 +106,11 @@ func (p *shipping) enter() bool {
 
 // end lets a shipper that keeps up finish, then stops it and fails whoever still waits.
 func (p *shipping) end(l *Log) {
-	ctx, cancel := context.WithTimeout(context.Background(), closingWait)
-	defer cancel()
-	_ = l.drain(ctx) // what is not shipped now is shipped after the next start
+	if p.active.Load() && !p.failing.Load() {
+		ctx, cancel := context.WithTimeout(context.Background(), closingWait)
+		_ = l.drain(ctx) // what is not shipped now is shipped after the next start
+		cancel()
+	}
 	p.mu.Lock()
 	p.ended = true
 	close(p.ending)
@@ -144,7 +147,9 @@ func (l *Log) Run(ctx context.Context) error {
 	var orphans sync.WaitGroup
 	orphans.Go(func() { l.shipOrphans(ctx) })
 	own := courier{l: l, dir: l.dir, stream: l.stream, own: true}
+	l.shipping.active.Store(true)
 	err := own.run(ctx)
+	l.shipping.active.Store(false)
 	if err != nil {
 		err = fmt.Errorf("stream %s: %w", l.stream, err)
 		l.shipping.broken.Store(&err)
@@ -179,6 +184,9 @@ func (l *Log) drain(ctx context.Context) error {
 	for {
 		if l.counters.settled.Load() >= accepted && l.shipping.next.Load() >= l.counters.written.Load() {
 			return nil
+		}
+		if broken := l.shipping.broken.Load(); broken != nil {
+			return *broken
 		}
 		select {
 		case <-poll.C:
@@ -247,14 +255,15 @@ type courier struct {
 // run returns nil when ctx is done, and for a stream of a dead process when all is shipped. It returns an error when the
 // stream cannot be shipped any further by trying again.
 func (c *courier) run(ctx context.Context) error {
-	wait := retryFirst
+	wait, replayed := retryFirst, uint64(1<<64-1)
 	for ctx.Err() == nil {
 		err := c.follow(ctx, &wait)
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, ErrIngested):
-			continue // ask for the head again
+		case errors.Is(err, ErrIngested) && c.l.shipping.rows.Load() != replayed:
+			replayed = c.l.shipping.rows.Load()
+			continue // ask for the head again, at once unless that was no help last time
 		case errors.Is(err, ErrChain), errors.Is(err, errFrame):
 			return err
 		case ctx.Err() != nil:
