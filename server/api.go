@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/server/rest"
+)
+
+// surface is what the HTTP side of a server is made of.
+type surface struct {
+	base     string // public base URL of the FHIR API
+	issuer   rest.Issuer
+	verifier auth.VerifierConfig
+	records  *phi.Records
+	levels   phi.Levels
+	mount    map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
+	proxies  []string
+	pprof    bool
+	metrics  net.Listener // separate listener for metrics and health; nil mounts them beside the API
+}
+
+// api is a running HTTP surface over rooms.
+type api struct {
+	rooms    *rooms
+	verifier *auth.Verifier
+	server   *rest.Server
+	side     *http.Server // metrics listener; nil when mounted
+	stop     context.CancelFunc
+	failed   chan error
+}
+
+// shutdownFor is how long handlers may take to finish when the server stops.
+const shutdownFor = 15 * time.Second
+
+// startAPI serves on the listener. It returns when requests are answered.
+func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slog.Logger) (*api, error) {
+	verifier, err := auth.NewVerifier(s.verifier)
+	if err != nil {
+		return nil, fmt.Errorf("configuring token verification: %w", err)
+	}
+	m := newMetrics(r, verifier)
+	mount := map[string]http.Handler{}
+	for prefix, h := range s.mount {
+		mount[prefix] = h
+	}
+	if s.metrics == nil {
+		mount["/metrics"] = m.handler()
+	}
+	if s.pprof {
+		mount["/debug/pprof"] = profiler()
+	}
+	server, err := rest.New(rest.Config{
+		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(),
+		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies,
+		Checks: map[string]func(context.Context) error{
+			"database": r.db.Ping,
+			"journal":  func(context.Context) error { return r.log.Healthy() },
+			"keys":     func(context.Context) error { return r.keys.Healthy() },
+			"jwks":     func(context.Context) error { return verifier.Healthy() },
+			"policy":   func(context.Context) error { return r.access.Healthy() },
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("building routes: %w", err)
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	a := &api{rooms: r, verifier: verifier, server: server, stop: stop, failed: make(chan error, 2)}
+	r.start(background, "issuer keys", verifier.Run)
+	go func() { a.failed <- server.Serve(l) }()
+	if s.metrics != nil {
+		mux := http.NewServeMux()
+		mux.Handle("/metrics", m.handler())
+		a.side = &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+		go func() { a.failed <- a.side.Serve(s.metrics) }()
+	}
+	return a, nil
+}
+
+// wait returns when ctx is done (nil) or serving failed.
+func (a *api) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-a.failed:
+		return fmt.Errorf("serving: %w", err)
+	}
+}
+
+// close stops accepting and lets handlers finish. The rooms stay open: their close comes after.
+func (a *api) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownFor)
+	defer cancel()
+	err := a.server.Shutdown(ctx)
+	if a.side != nil {
+		err = errors.Join(err, a.side.Shutdown(ctx))
+	}
+	a.stop()
+	return err
+}
+
+// profiler serves net/http/pprof without its global registration.
+func profiler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// loopback reports whether an address can be reached from this host only.
+func loopback(addr net.Addr) bool {
+	tcp, ok := addr.(*net.TCPAddr)
+	return ok && tcp.IP.IsLoopback()
+}
+
+// withTLS wraps a listener; TLS 1.2 is the floor (NIST SP 800-52r2).
+func withTLS(l net.Listener, certFile, keyFile string) (net.Listener, error) {
+	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("loading TLS certificate: %w", err)
+	}
+	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}), nil
+}

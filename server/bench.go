@@ -1,0 +1,463 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
+	"github.com/chartkeep/chartkeep/server/demo"
+	"github.com/chartkeep/chartkeep/server/postgres"
+	"github.com/chartkeep/chartkeep/server/rest"
+)
+
+// benchVerb measures side by side. Absolute times say nothing about another machine; the ratios do.
+type benchVerb struct {
+	Connections int           `help:"Connections of the load generator, closed loop." default:"32"`
+	Patients    int           `help:"Synthetic patients to read." default:"200"`
+	Rounds      int           `help:"Rounds; each measures every variant once, ratios are medians over rounds." default:"5"`
+	Phase       time.Duration `help:"Length of one measurement." default:"4s"`
+	Import      string        `help:"FHIR files for the import figure; the generated patients' rate is printed in any case." type:"path" placeholder:"PATH"`
+
+	Load string `hidden:"" help:"Be the load generator against this URL list (internal)."`
+}
+
+// Help is shown by --help.
+func (*benchVerb) Help() string {
+	return `Starts a private deployment in a temporary folder and loads, in turn and in one run: bare Fiber + pgx serving the row as jsonb (the
+floor), the compliant read with an audit trail that survives kill -9 (process), and one that survives a power cut (power).
+The load generator is a process of its own. Takes about a minute and a half.`
+}
+
+// variant is one thing to load.
+type variant struct {
+	name, url string
+	token     string
+	target    float64 // ratio to the floor that this version must reach; 0 for the floor
+}
+
+// loadResult is what the load generator prints.
+type loadResult struct {
+	Requests int
+	Failed   int
+	PerSec   float64
+	P50, P99 time.Duration
+}
+
+// Run measures and prints; a figure below its target is exit code 1.
+func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
+	if v.Load != "" {
+		return v.load(ctx, t)
+	}
+	dir, err := os.MkdirTemp("", "chartkeep-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // another user may have to pass through when run as root
+		return err
+	}
+	cluster, err := demo.StartCluster(ctx, demo.ClusterConfig{Dir: dir, Progress: t.err, Install: true})
+	if err != nil {
+		return fmt.Errorf("starting PostgreSQL: %w", err)
+	}
+	defer func() { err = errors.Join(err, cluster.Stop()) }()
+	log := slog.New(slog.DiscardHandler)
+	s, err := freshDeployment(ctx, dir, cluster)
+	if err != nil {
+		return err
+	}
+	r, err := openRooms(ctx, s, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close(ctx)) }()
+
+	ids, err := v.fill(ctx, r.records, t)
+	if err != nil {
+		return err
+	}
+	floor, err := v.floor(ctx, r.records, cluster.DSN(demoDatabase), ids)
+	if err != nil {
+		return err
+	}
+	defer floor.stop()
+
+	variants := []variant{{name: "floor: bare Fiber + pgx, jsonb row", url: floor.url}}
+	for _, c := range []struct {
+		name   string
+		level  audit.Level
+		target float64
+	}{{"process", audit.Process, 0.60}, {"power", audit.Power, 0.45}} {
+		a, err := benchAPI(ctx, r, s, dir, phi.Levels{Disclosure: c.level, Other: audit.Process}, log)
+		if err != nil {
+			return err
+		}
+		defer a.close(ctx)
+		variants = append(variants, variant{name: "compliant read, audit at " + c.name, url: a.base, token: a.token, target: c.target})
+	}
+	return v.measure(ctx, t, r, dir, variants, ids)
+}
+
+// freshDeployment migrates a new cluster and makes the development key.
+func freshDeployment(ctx context.Context, dir string, cluster *demo.Cluster) (*settings, error) {
+	if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
+		return nil, err
+	}
+	password, err := ensureSecret(filepath.Join(dir, demoPasswordFile))
+	if err != nil {
+		return nil, err
+	}
+	if err := postgres.CreateDatabase(ctx, cluster.DSN("postgres"), demoDatabase); err != nil {
+		return nil, fmt.Errorf("creating database: %w", err)
+	}
+	admin := cluster.DSN(demoDatabase)
+	if err := postgres.Migrate(ctx, admin, password); err != nil {
+		return nil, fmt.Errorf("migrating: %w", err)
+	}
+	if _, err := keyset.NewFileRoot(filepath.Join(dir, demoRootKey), true); err != nil {
+		return nil, fmt.Errorf("making development key: %w", err)
+	}
+	return demoSettings(dir, admin, audit.Power)
+}
+
+// fill imports the patients and prints the rate; it returns the patients' ids.
+func (v *benchVerb) fill(ctx context.Context, records *phi.Records, t terminal) ([]string, error) {
+	caller := &phi.Caller{Principal: system("chartkeep-bench"), RequestID: "bench", Start: time.Now()}
+	var ids []string
+	resources := 0
+	began := time.Now()
+	_, err := demo.Generate(v.Patients, demoSeed, func(bundle []byte) error {
+		res, err := records.Import(ctx, caller, bundle, true)
+		if err != nil {
+			return err
+		}
+		if len(res.Failed) > 0 {
+			return res.Failed[0].Err
+		}
+		resources += res.Written
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("making patients: %w", err)
+	}
+	rate := float64(resources) / time.Since(began).Seconds()
+	fmt.Fprintf(t.out, "import of generated bundles: %.0f resources a second (%d resources)\n", rate, resources)
+	if v.Import != "" {
+		if err := importPaths(ctx, records, []string{v.Import}, t); err != nil {
+			return nil, err
+		}
+	}
+	for page := []phi.Param{{Name: "_count", Value: "200"}}; ; {
+		p, err := records.Search(ctx, caller, "Patient", page, false)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range p.Resources {
+			ids = append(ids, r.ID)
+		}
+		if p.Next == "" || len(ids) >= v.Patients {
+			return ids, nil
+		}
+		page = []phi.Param{{Name: "_page", Value: p.Next}}
+	}
+}
+
+// floorServer is the yardstick.
+type floorServer struct {
+	url  string
+	stop func()
+}
+
+// floor serves the same rows from jsonb with nothing in between.
+func (v *benchVerb) floor(ctx context.Context, records *phi.Records, adminDSN string, ids []string) (*floorServer, error) {
+	caller := &phi.Caller{Principal: system("chartkeep-bench"), RequestID: "bench-floor", Start: time.Now()}
+	rows := map[string][]byte{}
+	for _, id := range ids {
+		res, err := records.Read(ctx, caller, phi.Ref{Type: "Patient", ID: id})
+		if err != nil {
+			return nil, err
+		}
+		rows[id] = res.JSON
+	}
+	f, err := postgres.OpenFloor(ctx, adminDSN, rows)
+	if err != nil {
+		return nil, fmt.Errorf("making floor table: %w", err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	stop := rest.Floor(l, f.Fetch)
+	return &floorServer{url: "http://" + l.Addr().String() + "/Patient/", stop: func() { stop(); f.Close() }}, nil
+}
+
+// benchServer is a compliant server with a token for it.
+type benchServer struct {
+	*api
+	base, token string
+}
+
+// benchAPI starts an API at a durability level on the shared rooms, with an issuer of its own.
+func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi.Levels, log *slog.Logger) (*benchServer, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	origin := "http://" + l.Addr().String()
+	issuer, err := demo.NewAuthServer(demo.AuthServerConfig{
+		Dir: filepath.Join(dir, demoOAuth), Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", Personas: demo.Personas(""),
+	})
+	if err != nil {
+		return nil, err
+	}
+	records, err := phi.Open(ctx, phi.Config{
+		Storage: r.db.Records(), Keys: r.keys, Access: r.access, Audit: r.log, Level: levels, Source: "chartkeep", Logger: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a, err := startAPI(ctx, r, surface{
+		base: origin + "/fhir/R4", records: records, levels: levels, mount: map[string]http.Handler{"/oauth2": issuer.Handler()},
+		issuer:   rest.Issuer{Issuer: origin + "/oauth2", JWKS: origin + "/oauth2/jwks"},
+		verifier: auth.VerifierConfig{Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", JWKSURL: origin + "/oauth2/jwks", Insecure: true, Logger: log},
+	}, l, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := awaitReady(ctx, origin+"/readyz"); err != nil {
+		return nil, err
+	}
+	token, err := issuer.Token("app-backend", "")
+	if err != nil {
+		return nil, err
+	}
+	return &benchServer{a, origin + "/fhir/R4/Patient/", token}, nil
+}
+
+// measure loads the variants in turn and prints the table.
+func (v *benchVerb) measure(ctx context.Context, t terminal, r *rooms, dir string, variants []variant, ids []string) error {
+	results := make([][]loadResult, len(variants))
+	var peak, worstPending uint64
+	var slowestDrain time.Duration
+	for round := range v.Rounds + 1 { // round 0 warms up
+		for i, x := range variants {
+			before := r.log.Stats()
+			res, err := v.spawn(ctx, dir, x, ids)
+			if err != nil {
+				return err
+			}
+			if res.Failed > 0 {
+				return fmt.Errorf("%s: %d of %d requests failed", x.name, res.Failed, res.Requests)
+			}
+			if round == 0 {
+				continue
+			}
+			results[i] = append(results[i], *res)
+			if x.target > 0 {
+				after := r.log.Stats()
+				if n := after.Recorded - before.Recorded; n < uint64(res.Requests) {
+					return fmt.Errorf("%s: %d requests answered and %d events recorded", x.name, res.Requests, n)
+				}
+				worstPending = max(worstPending, after.Pending)
+				peak = max(peak, residentBytes())
+				began := time.Now()
+				drain, cancel := context.WithTimeout(ctx, time.Minute)
+				err := r.log.Drain(drain)
+				cancel()
+				if err != nil {
+					return fmt.Errorf("the trail did not catch up within a minute: %w", err)
+				}
+				slowestDrain = max(slowestDrain, time.Since(began))
+			}
+		}
+	}
+	fmt.Fprintf(t.out, "\n%-42s %10s %9s %9s %8s %8s\n", fmt.Sprintf("GET Patient/{id}, %d connections", v.Connections), "req/s", "p50", "p99", "ratio", "target")
+	missed := 0
+	for i, x := range variants {
+		ratios := make([]float64, len(results[i]))
+		for k := range ratios {
+			ratios[k] = results[i][k].PerSec / results[0][k].PerSec
+		}
+		ratio := median(ratios)
+		m := results[i][len(results[i])/2]
+		target := ""
+		if x.target > 0 {
+			target = fmt.Sprintf("%.2f", x.target)
+			if ratio < x.target {
+				missed++
+			}
+		}
+		fmt.Fprintf(t.out, "%-42s %10.0f %9s %9s %8.2f %8s\n", x.name, median(perSecond(results[i])), m.P50.Round(time.Microsecond), m.P99.Round(10*time.Microsecond), ratio, target)
+	}
+	fmt.Fprintf(t.out, "\ningest: at most %d events behind at the end of a phase, caught up in at most %s\n", worstPending, slowestDrain.Round(time.Millisecond))
+	fmt.Fprintf(t.out, "resident memory of the serving process under load: %d MiB (target: under 300)\n", peak>>20)
+	if missed > 0 {
+		return fmt.Errorf("%d figures are below their target", missed)
+	}
+	return nil
+}
+
+func perSecond(results []loadResult) []float64 {
+	s := make([]float64, len(results))
+	for i := range s {
+		s[i] = results[i].PerSec
+	}
+	return s
+}
+
+func median(x []float64) float64 {
+	x = slices.Sorted(slices.Values(x))
+	return x[len(x)/2]
+}
+
+// spawn runs the load generator as a process of its own.
+func (v *benchVerb) spawn(ctx context.Context, dir string, x variant, ids []string) (*loadResult, error) {
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	plan := filepath.Join(dir, "load")
+	if err := writeFile(plan, []byte(x.token+"\n"+strings.Join(ids, "\n"))); err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, exe, "bench", "--load", x.url, "--import", plan, "--connections", strconv.Itoa(v.Connections), "--phase", v.Phase.String())
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("load generator: %w", err)
+	}
+	var res loadResult
+	if err := json.Unmarshal(out, &res); err != nil {
+		return nil, fmt.Errorf("load generator: %w", err)
+	}
+	return &res, nil
+}
+
+// load is the load generator: every connection sends the next request when the last answer is whole.
+func (v *benchVerb) load(ctx context.Context, t terminal) error {
+	target, err := url.Parse(v.Load)
+	if err != nil {
+		return usage("--load: %v", err)
+	}
+	plan, err := os.ReadFile(v.Import)
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(plan), "\n")
+	token, ids := lines[0], lines[1:]
+	requests := make([][]byte, len(ids))
+	for i, id := range ids {
+		h := "GET " + target.Path + id + " HTTP/1.1\r\nHost: " + target.Host + "\r\n"
+		if token != "" {
+			h += "Authorization: Bearer " + token + "\r\n"
+		}
+		requests[i] = []byte(h + "\r\n")
+	}
+	ctx, cancel := context.WithTimeout(ctx, v.Phase)
+	defer cancel()
+	var failed atomic.Int64
+	took := make([][]time.Duration, v.Connections)
+	var wg sync.WaitGroup
+	began := time.Now()
+	for i := range v.Connections {
+		wg.Go(func() {
+			var err error
+			if took[i], err = drive(ctx, target.Host, requests); err != nil {
+				failed.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	all := slices.Concat(took...)
+	slices.Sort(all)
+	res := loadResult{Requests: len(all), Failed: int(failed.Load()), PerSec: float64(len(all)) / time.Since(began).Seconds()}
+	if len(all) > 0 {
+		res.P50, res.P99 = all[len(all)/2], all[len(all)*99/100]
+	}
+	return json.NewEncoder(t.out).Encode(res)
+}
+
+// drive is one connection. Any answer but 200 ends it with an error.
+func drive(ctx context.Context, host string, requests [][]byte) (took []time.Duration, err error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	in := bufio.NewReaderSize(c, 1<<16)
+	for ctx.Err() == nil {
+		began := time.Now()
+		if _, err := c.Write(requests[rand.IntN(len(requests))]); err != nil {
+			return took, err
+		}
+		if err := answer(in); err != nil {
+			return took, err
+		}
+		took = append(took, time.Since(began))
+	}
+	return took, nil
+}
+
+// answer reads one response with a Content-Length and throws its body away.
+func answer(in *bufio.Reader) error {
+	status, err := in.ReadSlice('\n')
+	if err != nil {
+		return err
+	}
+	if len(status) < 12 || string(status[9:12]) != "200" {
+		return fmt.Errorf("answered %q", status)
+	}
+	length := -1
+	for {
+		line, err := in.ReadSlice('\n')
+		if err != nil {
+			return err
+		}
+		if len(line) <= 2 {
+			break
+		}
+		const name = "content-length: "
+		if len(line) > len(name) && strings.EqualFold(string(line[:len(name)]), name) {
+			if length, err = strconv.Atoi(strings.TrimSpace(string(line[len(name):]))); err != nil {
+				return err
+			}
+		}
+	}
+	if length < 0 {
+		return errors.New("answered without Content-Length")
+	}
+	_, err = io.CopyN(io.Discard, in, int64(length))
+	return err
+}
+
+// residentBytes is this process's resident set (Linux).
+func residentBytes() uint64 {
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	f := strings.Fields(string(b))
+	pages, _ := strconv.ParseUint(f[1], 10, 64)
+	return pages * uint64(os.Getpagesize())
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
+)
+
+// deployment names a running deployment: the settings of serve, or the data directory of a demo. Verbs that work on one
+// embed it.
+type deployment struct {
+	Data string `help:"Data directory of a demo." placeholder:"DIR" xor:"which" group:"Deployment"`
+
+	DatabaseURL          string `help:"PostgreSQL connection URL of the role chartkeep, without a password." placeholder:"URL" group:"Deployment"`
+	DatabasePasswordFile string `help:"File that holds the database password." placeholder:"FILE" group:"Deployment"`
+	KMS                  string `name:"kms" help:"Root of the key hierarchy: a KMS key URI. file:PATH is for development and refused by serve." placeholder:"URI" group:"Deployment"`
+	Journal              string `help:"Directory of the audit journal, on a disk that outlives the process." placeholder:"DIR" group:"Deployment"`
+	AuditDurability      string `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
+}
+
+// demoFile is DIR/demo.json as DESIGN.md 4.1 has it.
+type demoFile struct {
+	FHIR          string            `json:"fhir"`
+	API           string            `json:"api"`
+	Issuer        string            `json:"issuer"`
+	Metrics       string            `json:"metrics"`
+	DatabaseURL   string            `json:"database_url"`
+	Personas      map[string]string `json:"personas"`
+	CheckpointKey string            `json:"checkpoint_key"`
+}
+
+// Where things are in a demo's data directory.
+const (
+	demoJSON         = "demo.json"
+	demoDatabase     = "chartkeep"
+	demoPasswordFile = "keys/database-password"
+	demoRootKey      = "keys/root"
+	demoCheckpoint   = "keys/checkpoint"
+	demoJournal      = "journal"
+	demoOAuth        = "oauth"
+	demoLog          = "server.log"
+	demoPopulation   = "population.json"
+)
+
+func readDemoFile(dir string) (*demoFile, error) {
+	b, err := os.ReadFile(filepath.Join(dir, demoJSON))
+	if os.IsNotExist(err) {
+		return nil, fmt.Errorf("there is no demo in %s; start one with: chartkeep demo --data %s", dir, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var f demoFile
+	if err := json.Unmarshal(b, &f); err != nil {
+		return nil, fmt.Errorf("reading %s: %w", filepath.Join(dir, demoJSON), err)
+	}
+	return &f, nil
+}
+
+// settings are a deployment's, resolved: files read, a demo's folder looked up.
+type settings struct {
+	databaseDSN string
+	root        keyset.Root
+	journal     string
+	level       audit.Level
+}
+
+// resolve reads the files that the flags name. production refuses what is for development only.
+func (d *deployment) resolve(production bool) (*settings, error) {
+	level := map[string]audit.Level{"process": audit.Process, "power": audit.Power, "database": audit.Database}[d.AuditDurability]
+	if d.Data == "" && d.DatabaseURL == "" && !production {
+		d.Data = defaultData
+	}
+	if d.Data != "" {
+		if production {
+			return nil, usage("--data is a demo's folder; serve takes --database-url, --kms and --journal")
+		}
+		f, err := readDemoFile(d.Data)
+		if err != nil {
+			return nil, err
+		}
+		admin, err := url.Parse(f.DatabaseURL)
+		if err != nil {
+			return nil, fmt.Errorf("reading %s: database_url is not a URL", demoJSON)
+		}
+		if c, err := net.Dial("tcp", admin.Host); err != nil {
+			return nil, fmt.Errorf("the demo in %s is not running; start it with: chartkeep demo --data %s", d.Data, d.Data)
+		} else {
+			c.Close()
+		}
+		return demoSettings(d.Data, f.DatabaseURL, level)
+	}
+	for name, value := range map[string]string{"--database-url": d.DatabaseURL, "--kms": d.KMS, "--journal": d.Journal} {
+		if value == "" {
+			return nil, usage("%s is missing", name)
+		}
+	}
+	dsn, err := withPassword(d.DatabaseURL, d.DatabasePasswordFile)
+	if err != nil {
+		return nil, err
+	}
+	root, err := openRoot(d.KMS)
+	if err != nil {
+		return nil, err
+	}
+	if production && root.Development() {
+		return nil, usage("--kms %s is a development key: its holder can read every record on this disk; name a KMS key", d.KMS)
+	}
+	return &settings{databaseDSN: dsn, root: root, journal: d.Journal, level: level}, nil
+}
+
+// demoSettings are the settings of a demo's folder.
+func demoSettings(dir, adminDSN string, level audit.Level) (*settings, error) {
+	dsn, err := url.Parse(adminDSN)
+	if err != nil {
+		return nil, fmt.Errorf("parsing database URL: %w", err)
+	}
+	password, err := readSecret(filepath.Join(dir, demoPasswordFile))
+	if err != nil {
+		return nil, err
+	}
+	dsn.User = url.UserPassword("chartkeep", password)
+	root, err := keyset.NewFileRoot(filepath.Join(dir, demoRootKey), false)
+	if err != nil {
+		return nil, err
+	}
+	return &settings{databaseDSN: dsn.String(), root: root, journal: filepath.Join(dir, demoJournal), level: level}, nil
+}
+
+func (s *settings) levels() phi.Levels {
+	return phi.Levels{Disclosure: s.level, Other: audit.Process}
+}
+
+// openRoot opens the root of the key hierarchy that a --kms setting names.
+func openRoot(uri string) (keyset.Root, error) {
+	path, ok := strings.CutPrefix(uri, "file:")
+	if !ok {
+		return nil, usage("--kms %s: this build knows file:PATH only", uri)
+	}
+	return keyset.NewFileRoot(path, false)
+}
+
+// withPassword puts the content of a file into a connection URL, which itself must not carry a password: command lines
+// and environments are readable by others.
+func withPassword(dsn, file string) (string, error) {
+	u, err := url.Parse(dsn)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		return "", usage("--database-url is not a URL (postgres://chartkeep@host:5432/database)")
+	}
+	if _, has := u.User.Password(); has {
+		return "", usage("--database-url carries a password; put it into a file and name that with --database-password-file")
+	}
+	if file == "" {
+		return u.String(), nil
+	}
+	password, err := readSecret(file)
+	if err != nil {
+		return "", err
+	}
+	u.User = url.UserPassword(u.User.Username(), password)
+	return u.String(), nil
+}
+
+// readSecret reads a one-line secret from a file that only its owner may read.
+func readSecret(file string) (string, error) {
+	info, err := os.Stat(file)
+	if err != nil {
+		return "", fmt.Errorf("reading secret: %w", err)
+	}
+	if info.Mode().Perm()&0o077 != 0 {
+		return "", fmt.Errorf("reading secret: %s is readable by others; chmod 600 it", file)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", fmt.Errorf("reading secret: %w", err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// logger writes JSON lines.
+func logger(w interface{ Write([]byte) (int, error) }) *slog.Logger {
+	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo}))
+}

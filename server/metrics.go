@@ -1,0 +1,142 @@
+package main
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/server/rest"
+)
+
+// metrics are the Prometheus metrics of one server. Labels are route patterns, methods and statuses, never values of a
+// request.
+type metrics struct {
+	registry *prometheus.Registry
+	requests *prometheus.HistogramVec // route, method, status
+	parts    *prometheus.HistogramVec // route, part
+}
+
+// newMetrics registers the histograms and a collector over the rooms' Stats snapshots.
+func newMetrics(r *rooms, v *auth.Verifier) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "chartkeep_http_request_duration_seconds", Help: "Time from the request's last byte to the response, by route.",
+			Buckets: []float64{.00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .2, .5, 1, 2.5, 5},
+		}, []string{"route", "method", "status"}),
+		parts: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "chartkeep_request_part_duration_seconds", Help: "Where a request's time went: auth, decision, database, crypto, audit.",
+			Buckets: []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .05, .25, 1},
+		}, []string{"route", "part"}),
+	}
+	m.registry.MustRegister(m.requests, m.parts, collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(
+		collectors.MetricsScheduler, collectors.MetricsGC)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		&roomsCollector{r, v, newDescs()})
+	return m
+}
+
+func (m *metrics) handler() http.Handler {
+	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
+}
+
+// observe takes one request's observation. It is on the hot path: label lookups only, no allocation beyond theirs.
+func (m *metrics) observe(o rest.Observation) {
+	m.requests.WithLabelValues(o.Route, o.Method, strconv.Itoa(o.Status)).Observe(o.Took.Seconds())
+	for _, p := range [...]struct {
+		name string
+		took time.Duration
+	}{{"auth", o.Auth}, {"decision", o.Decision}, {"database", o.Database}, {"crypto", o.Crypto}, {"audit", o.Audit}} {
+		if p.took > 0 {
+			m.parts.WithLabelValues(o.Route, p.name).Observe(p.took.Seconds())
+		}
+	}
+}
+
+// roomsCollector reads the rooms' snapshots when Prometheus asks.
+type roomsCollector struct {
+	rooms    *rooms
+	verifier *auth.Verifier // nil when nobody signs in (import)
+	descs    map[string]*prometheus.Desc
+}
+
+func newDescs() map[string]*prometheus.Desc {
+	d := map[string]*prometheus.Desc{}
+	for name, help := range map[string]string{
+		"audit_recorded_total":      "Audit events made durable in the journal.",
+		"audit_rejected_total":      "Audit events that could not be made durable; their requests were refused.",
+		"audit_shipped_total":       "Audit events stored in the database.",
+		"audit_queue_depth":         "Audit events waiting for the committer.",
+		"audit_journal_pending":     "Audit events in the journal and not yet in the database.",
+		"audit_journal_lag_seconds": "Age of the oldest audit event that is not yet in the database.",
+		"audit_journal_bytes":       "Size of the journal on disk.",
+		"audit_group_commits_total": "Group writes of the journal.",
+		"audit_syncs_total":         "fdatasync calls of the journal.",
+		"audit_sync_seconds_total":  "Time spent in fdatasync.",
+		"auth_policy_version":       "Version of the access policy in force.",
+		"auth_jwks_keys":            "Keys of the issuer at hand.",
+		"auth_tokens_refused_total": "Tokens refused.",
+		"auth_jwks_age_seconds":     "Time since the issuer's keys were fetched.",
+	} {
+		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
+	}
+	d["cache_requests_total"] = prometheus.NewDesc("chartkeep_cache_requests_total", "Cache lookups by cache and result.", []string{"cache", "result"}, nil)
+	d["database_connections"] = prometheus.NewDesc("chartkeep_database_connections", "Connections by pool and state.", []string{"pool", "state"}, nil)
+	d["database_waits_total"] = prometheus.NewDesc("chartkeep_database_waits_total", "Requests that waited for a connection.", []string{"pool"}, nil)
+	return d
+}
+
+func (c *roomsCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.descs {
+		ch <- d
+	}
+}
+
+func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
+	emit := func(name string, kind prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(c.descs[name], kind, v, labels...)
+	}
+	counter := func(name string, v uint64, labels ...string) {
+		emit(name, prometheus.CounterValue, float64(v), labels...)
+	}
+	gauge := func(name string, v float64, labels ...string) { emit(name, prometheus.GaugeValue, v, labels...) }
+	cache := func(name string, hits, misses uint64) {
+		counter("cache_requests_total", hits, name, "hit")
+		counter("cache_requests_total", misses, name, "miss")
+	}
+	a := c.rooms.log.Stats()
+	counter("audit_recorded_total", a.Recorded)
+	counter("audit_rejected_total", a.Rejected)
+	counter("audit_shipped_total", a.Shipped)
+	gauge("audit_queue_depth", float64(a.Queued))
+	gauge("audit_journal_pending", float64(a.Pending))
+	gauge("audit_journal_lag_seconds", a.Lag.Seconds())
+	gauge("audit_journal_bytes", float64(a.JournalBytes))
+	counter("audit_group_commits_total", a.GroupCommits)
+	counter("audit_syncs_total", a.Syncs)
+	emit("audit_sync_seconds_total", prometheus.CounterValue, a.SyncTime.Seconds())
+	access := c.rooms.access.Stats()
+	gauge("auth_policy_version", float64(access.Policy))
+	cache("relationships", access.Hits, access.Misses)
+	keys := c.rooms.keys.Stats()
+	cache("keys", keys.Hits, keys.Misses)
+	if c.verifier != nil {
+		v := c.verifier.Stats()
+		cache("tokens", v.Hits, v.Misses)
+		counter("auth_tokens_refused_total", v.Refused)
+		gauge("auth_jwks_keys", float64(v.Keys))
+		if !v.KeysFetched.IsZero() {
+			gauge("auth_jwks_age_seconds", time.Since(v.KeysFetched).Seconds())
+		}
+	}
+	for _, p := range c.rooms.db.Stats() {
+		gauge("database_connections", float64(p.Acquired), p.Name, "acquired")
+		gauge("database_connections", float64(p.Idle), p.Name, "idle")
+		gauge("database_connections", float64(p.Max), p.Name, "max")
+		counter("database_waits_total", uint64(p.Waits), p.Name)
+	}
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
+	"github.com/chartkeep/chartkeep/server/postgres"
+)
+
+// rooms are the built rooms below the HTTP surface, in the order in which they were opened. close undoes it in reverse.
+type rooms struct {
+	db      *postgres.DB
+	keys    *keyset.Keys
+	log     *audit.Log
+	access  *auth.Access
+	records *phi.Records
+
+	stopRuns context.CancelFunc
+	runs     sync.WaitGroup
+	logger   *slog.Logger
+}
+
+// openRooms builds every room on a deployment and starts what runs beside the requests.
+func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, err error) {
+	r := &rooms{logger: log}
+	defer func() {
+		if err != nil {
+			r.close(context.WithoutCancel(ctx))
+		}
+	}()
+	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, Logger: log}); err != nil {
+		return nil, fmt.Errorf("opening database: %w", err)
+	}
+	if r.keys, err = keyset.Open(ctx, s.root, r.db.Keys()); err != nil {
+		return nil, fmt.Errorf("opening keys: %w", err)
+	}
+	if r.log, err = audit.Open(audit.Config{Dir: s.journal, Storage: r.db.Audit(), Logger: log}); err != nil {
+		return nil, fmt.Errorf("opening audit journal: %w", err)
+	}
+	if r.access, err = auth.NewAccess(ctx, auth.AccessConfig{Storage: r.db.Auth(), Logger: log}); err != nil {
+		return nil, fmt.Errorf("loading policy: %w", err)
+	}
+	if r.records, err = phi.Open(ctx, phi.Config{
+		Storage: r.db.Records(), Keys: r.keys, Access: r.access, Audit: r.log, Level: s.levels(), Source: "chartkeep", Logger: log,
+	}); err != nil {
+		return nil, fmt.Errorf("opening records: %w", err)
+	}
+	var background context.Context
+	background, r.stopRuns = context.WithCancel(context.WithoutCancel(ctx))
+	r.start(background, "audit shipper", r.log.Run)
+	r.start(background, "access", r.access.Run)
+	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
+	return r, nil
+}
+
+// start runs f until the rooms close; its failure is logged, since the request paths fail closed by themselves.
+func (r *rooms) start(ctx context.Context, name string, f func(context.Context) error) {
+	r.runs.Go(func() {
+		if err := f(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			r.logger.Error("background work ended", "work", name, "error", err.Error())
+		}
+	})
+}
+
+// drainFor is how long close waits for the audit trail to reach the database; what does not is shipped by the next start.
+const drainFor = 10 * time.Second
+
+// close drains the journal into the database, stops the background work and closes every room. No request may be under way.
+func (r *rooms) close(ctx context.Context) error {
+	var errs []error
+	if r.log != nil {
+		// The stop event is written by Close of the log, so the log is closed for new events first and shipped to its end.
+		errs = append(errs, r.log.Close())
+		drain, cancel := context.WithTimeout(ctx, drainFor)
+		if err := r.log.Drain(drain); err != nil {
+			r.logger.Warn("audit trail not fully shipped; the next start continues", "error", err.Error())
+		}
+		cancel()
+	}
+	if r.stopRuns != nil {
+		r.stopRuns()
+	}
+	r.runs.Wait()
+	if r.db != nil {
+		r.db.Close()
+	}
+	return errors.Join(errs...)
+}
+
+// system is the principal that works for the deployment itself: imports and the demo's population.
+func system(client string) *auth.Principal {
+	return &auth.Principal{Subject: "system", Client: client, Roles: []string{"backend"}, Scopes: auth.ParseScopes("system/*.cruds")}
+}

@@ -1,0 +1,211 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/server/postgres"
+	"github.com/chartkeep/chartkeep/server/rest"
+)
+
+// serveVerb is production.
+type serveVerb struct {
+	deployment `embed:""`
+
+	Addr           string   `help:"Address to listen on." default:"127.0.0.1:8443" placeholder:"HOST:PORT"`
+	PublicURL      string   `help:"URL under which clients reach the server, without /fhir/R4; made from --addr when empty." placeholder:"URL"`
+	Issuer         string   `help:"Issuer of access tokens: exact value of iss, its discovery document is read at start." placeholder:"URL"`
+	Audience       string   `help:"Value that aud of access tokens must contain; the FHIR base URL when empty." placeholder:"URL"`
+	TLSCert        string   `name:"tls-cert" help:"Certificate chain, PEM." placeholder:"FILE"`
+	TLSKey         string   `name:"tls-key" help:"Private key, PEM." placeholder:"FILE"`
+	BehindTLSProxy bool     `name:"behind-tls-proxy" help:"TLS ends at a proxy in front; plaintext HTTP is then allowed off loopback."`
+	TrustedProxy   []string `help:"Networks whose X-Forwarded-For is believed." placeholder:"CIDR"`
+	MetricsAddr    string   `help:"Serve /metrics on a listener of its own." placeholder:"HOST:PORT"`
+	Pprof          bool     `help:"Serve /debug/pprof on the API's listener, loopback only."`
+}
+
+// Help is shown by --help.
+func (*serveVerb) Help() string {
+	return `Refuses plaintext HTTP off loopback, development keys and development issuers. Secrets are files.
+Example: chartkeep serve --database-url postgres://chartkeep@db/chartkeep --database-password-file /run/secrets/db \
+    --kms KEY-URI --journal /var/lib/chartkeep/journal --issuer https://id.example.org --tls-cert cert.pem --tls-key key.pem`
+}
+
+// Run serves until ctx is done, then drains handlers, journal and shipper.
+func (v *serveVerb) Run(ctx context.Context, t terminal) error {
+	if (v.TLSCert == "") != (v.TLSKey == "") {
+		return usage("--tls-cert and --tls-key go together")
+	}
+	if v.Issuer == "" {
+		return usage("--issuer is missing")
+	}
+	if err := productionIssuer(v.Issuer); err != nil {
+		return err
+	}
+	s, err := v.resolve(true)
+	if err != nil {
+		return err
+	}
+	log := logger(t.err)
+	l, err := net.Listen("tcp", v.Addr)
+	if err != nil {
+		return fmt.Errorf("listening: %w", err)
+	}
+	defer l.Close()
+	if v.Pprof && !loopback(l.Addr()) {
+		return usage("--pprof is for a loopback --addr only")
+	}
+	scheme := "https"
+	switch {
+	case v.TLSCert != "":
+		if l, err = withTLS(l, v.TLSCert, v.TLSKey); err != nil {
+			return err
+		}
+	case v.BehindTLSProxy:
+	case !loopback(l.Addr()):
+		return usage("--addr %s would serve PHI in plaintext; give --tls-cert and --tls-key, or --behind-tls-proxy", v.Addr)
+	default:
+		scheme = "http"
+	}
+	public := strings.TrimSuffix(v.PublicURL, "/")
+	if public == "" {
+		public = scheme + "://" + l.Addr().String()
+	}
+	endpoints, err := discover(ctx, v.Issuer)
+	if err != nil {
+		return err
+	}
+	var side net.Listener
+	if v.MetricsAddr != "" {
+		if side, err = net.Listen("tcp", v.MetricsAddr); err != nil {
+			return fmt.Errorf("listening for metrics: %w", err)
+		}
+	}
+	r, err := openRooms(ctx, s, log)
+	if err != nil {
+		return err
+	}
+	audience := v.Audience
+	if audience == "" {
+		audience = public + "/fhir/R4"
+	}
+	a, err := startAPI(ctx, r, surface{
+		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), proxies: v.TrustedProxy, pprof: v.Pprof, metrics: side,
+		verifier: auth.VerifierConfig{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, Logger: log},
+	}, l, log)
+	if err != nil {
+		r.close(ctx)
+		return err
+	}
+	log.Info("serving", "base", public+"/fhir/R4", "version", version())
+	err = a.wait(ctx)
+	log.Info("stopping")
+	if cerr := a.close(ctx); err == nil {
+		err = cerr
+	}
+	if cerr := r.close(ctx); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// productionIssuer refuses issuers that cannot be a production identity provider: no TLS, or this very host.
+func productionIssuer(issuer string) error {
+	u, err := url.Parse(issuer)
+	if err != nil || u.Host == "" {
+		return usage("--issuer is not a URL")
+	}
+	if u.Scheme != "https" {
+		return usage("--issuer %s is a development issuer: production tokens come over https", issuer)
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	if u.Hostname() == "localhost" || err == nil && ip.IsLoopback() {
+		return usage("--issuer %s is a development issuer on this host", issuer)
+	}
+	return nil
+}
+
+// discover reads the issuer's metadata (OpenID Connect Discovery 1.0, section 4).
+func discover(ctx context.Context, issuer string) (rest.Issuer, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", nil)
+	if err != nil {
+		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %s answered %s", req.URL, res.Status)
+	}
+	var doc struct {
+		Issuer     string `json:"issuer"`
+		Authorize  string `json:"authorization_endpoint"`
+		Token      string `json:"token_endpoint"`
+		Introspect string `json:"introspection_endpoint"`
+		Revoke     string `json:"revocation_endpoint"`
+		JWKS       string `json:"jwks_uri"`
+	}
+	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&doc); err != nil {
+		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
+	}
+	if doc.Issuer != issuer {
+		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %s says it is %q", issuer, doc.Issuer)
+	}
+	return rest.Issuer(doc), nil
+}
+
+// migrateVerb brings the schema up to date.
+type migrateVerb struct {
+	Data              string `help:"Data directory of a running demo." placeholder:"DIR"`
+	DatabaseURL       string `help:"Connection URL of a role that may create roles, without a password." placeholder:"URL"`
+	AdminPasswordFile string `help:"File with that role's password." placeholder:"FILE"`
+	PasswordFile      string `help:"File with the password that role chartkeep shall have; left alone when empty." placeholder:"FILE"`
+}
+
+// Help is shown by --help.
+func (*migrateVerb) Help() string {
+	return "Example: chartkeep migrate --database-url postgres://postgres@db/chartkeep --admin-password-file admin --password-file app"
+}
+
+// Run migrates; it is safe to run at any time, by several at once.
+func (v *migrateVerb) Run(ctx context.Context, t terminal) error {
+	dsn, password := "", ""
+	switch {
+	case v.Data != "":
+		f, err := readDemoFile(v.Data)
+		if err != nil {
+			return err
+		}
+		dsn = f.DatabaseURL
+	case v.DatabaseURL != "":
+		var err error
+		if dsn, err = withPassword(v.DatabaseURL, v.AdminPasswordFile); err != nil {
+			return err
+		}
+		if v.PasswordFile != "" {
+			if password, err = readSecret(v.PasswordFile); err != nil {
+				return err
+			}
+		}
+	default:
+		return usage("--database-url is missing")
+	}
+	if err := postgres.Migrate(ctx, dsn, password); err != nil {
+		return err
+	}
+	fmt.Fprintln(t.out, "the database is at the newest schema")
+	return nil
+}
