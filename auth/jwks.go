@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -332,7 +331,7 @@ func (k *keyring) replace(keys map[string]*key, etag string) {
 	if old == nil {
 		return
 	}
-	for id, was := range maps.All(old.keys) {
+	for id, was := range old.keys {
 		if keys[id] != was {
 			was.alive.Store(false)
 			k.logger.LogAttrs(k.ctx, slog.LevelInfo, "issuer key was withdrawn", slog.String("algorithm", was.alg))

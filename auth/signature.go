@@ -46,8 +46,7 @@ func (k *key) verify(c compact) error {
 	return nil
 }
 
-// knownAlgorithms are the asymmetric algorithms that may be allowed; the first is preferred for RSA keys that do not
-// name theirs, after RS256, which OpenID Connect makes the default.
+// knownAlgorithms are the algorithms that may be allowed, all of them asymmetric.
 func knownAlgorithms() []string {
 	return []string{jwa.PS256.String(), jwa.ES256.String(), jwa.EdDSA.String(), jwa.RS256.String()}
 }
@@ -101,8 +100,8 @@ func parseKey(raw jsontext.Value, allowed []string) (*key, error) {
 	return k, nil
 }
 
-// fit checks the strength of a public key and binds it to its one algorithm: the one that it names, or the only one
-// that its type leaves.
+// fit checks the strength of a public key and binds it to its one algorithm: the one that it names, or the first that its
+// type leaves; for RSA that is RS256, which OpenID Connect makes the default, unless only PS256 is allowed.
 func fit(public any, named string, allowed []string) (string, comparableKey, error) {
 	var candidates []jwa.SignatureAlgorithm
 	var checked comparableKey
