@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -476,7 +477,7 @@ func (l *links) resolve(ctx context.Context, c *change) *Error {
 	return nil
 }
 
-// lookUp finds the one record that a conditional reference matches, in the bundle first.
+// lookUp finds the one record that a conditional reference matches, in the bundle or in the storage.
 func (l *links) lookUp(ctx context.Context, kind, query string) (Ref, *Error) {
 	params, ok := parseParams(query)
 	if !ok || len(params) == 0 {
@@ -503,12 +504,12 @@ func (l *links) lookUp(ctx context.Context, kind, query string) (Ref, *Error) {
 			found = append(found, c.ref)
 		}
 	}
-	if len(found) == 0 {
-		rows, _, e := l.find(ctx, kind, params, 2)
-		if e != nil {
-			return Ref{}, e
-		}
-		for _, row := range rows {
+	rows, _, e := l.find(ctx, kind, params, 2)
+	if e != nil {
+		return Ref{}, e
+	}
+	for _, row := range rows {
+		if !slices.Contains(found, row.Ref) {
 			found = append(found, row.Ref)
 		}
 	}

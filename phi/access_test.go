@@ -1,0 +1,218 @@
+package phi_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/phitest"
+)
+
+const (
+	drRivera = "dr-rivera"
+	drChen   = "dr-chen"
+)
+
+// ward is a bench with two patients, of whom dr-rivera treats the first by an Encounter.
+type ward struct {
+	*bench
+	mine, other       *phi.Written
+	mineObs, otherObs *phi.Written
+}
+
+func newWard(t *testing.T) *ward {
+	w := &ward{bench: newBench(t)}
+	w.mine = w.create("Patient", adam)
+	w.other = w.create("Patient", strings.NewReplacer("Lindqvist", "Lindgren", "MRN-1", "MRN-2", "1970", "1980", `"male"`, `"female"`).Replace(adam))
+	w.mineObs = w.create("Observation", fmt.Sprintf(weight, w.mine.ID))
+	w.otherObs = w.create("Observation", fmt.Sprintf(weight, w.other.ID))
+	w.create("Encounter", fmt.Sprintf(`{"resourceType":"Encounter","status":"in-progress",`+
+		`"class":{"system":"http://terminology.hl7.org/CodeSystem/v3-ActCode","code":"AMB"},"subject":{"reference":"Patient/%s"},`+
+		`"participant":[{"individual":{"reference":"Practitioner/%s"}}]}`, w.mine.ID, drRivera))
+	return w
+}
+
+func (w *ward) as(role string) *phi.Caller {
+	switch role {
+	case "dr-rivera", "dr-chen":
+		return clinician(role)
+	case "nurse":
+		return phitest.Caller(phitest.Principal("nurse", "Practitioner/"+drRivera))
+	case "patient":
+		return phitest.Caller(phitest.Principal("patient", "Patient/"+w.mine.ID))
+	}
+	return phitest.Caller(phitest.Principal(role, ""))
+}
+
+// The matrix of personas: what a read of each record gives, as the classes that come out.
+func TestAccessMatrix(t *testing.T) {
+	w := newWard(t)
+	full, demographics, clinical := "identifier name birthDate telecom gender", "identifier name birthDate telecom", "gender"
+	obs := "code note"
+	for _, c := range []struct {
+		who     string
+		patient [2]any // mine, other: what is shown, or the refusal
+		obs     [2]any
+	}{
+		{"dr-rivera", [2]any{full, phi.NotFound}, [2]any{obs, phi.NotFound}},
+		{"dr-chen", [2]any{phi.NotFound, phi.NotFound}, [2]any{phi.NotFound, phi.NotFound}},
+		{"nurse", [2]any{full, phi.NotFound}, [2]any{obs, phi.NotFound}},
+		{"patient", [2]any{full, phi.NotFound}, [2]any{obs, phi.NotFound}},
+		{"backend", [2]any{full, full}, [2]any{obs, obs}},
+		{"registrar", [2]any{demographics, demographics}, [2]any{phi.Denied, phi.Denied}},
+		{"billing", [2]any{demographics, demographics}, [2]any{phi.Denied, phi.Denied}},
+		{"researcher", [2]any{clinical, clinical}, [2]any{"code", "code"}},
+		{"officer", [2]any{phi.Denied, phi.Denied}, [2]any{phi.Denied, phi.Denied}},
+		{"security", [2]any{phi.Denied, phi.Denied}, [2]any{phi.Denied, phi.Denied}},
+		{"admin", [2]any{phi.Denied, phi.Denied}, [2]any{phi.Denied, phi.Denied}},
+	} {
+		for i, read := range []struct {
+			ref  phi.Ref
+			want any
+		}{{w.mine.Ref, c.patient[0]}, {w.other.Ref, c.patient[1]}, {w.mineObs.Ref, c.obs[0]}, {w.otherObs.Ref, c.obs[1]}} {
+			t.Run(fmt.Sprintf("%s/%s %d", c.who, read.ref.Type, i%2), func(t *testing.T) {
+				var res *phi.Resource
+				var err error
+				events := w.during(func() { res, err = w.Records.Read(context.Background(), w.as(c.who), read.ref) })
+				if len(events) != 1 || events[0].RequestID != "request-1" {
+					t.Fatalf("recorded %+v", events)
+				}
+				if kind, refused := read.want.(phi.Kind); refused {
+					wantKind(t, err, kind)
+					if events[0].Decision.Allowed || events[0].Outcome != audit.MinorFailure || events[0].Decision.Reason == "" {
+						t.Errorf("recorded %+v", events[0])
+					}
+					if kind == phi.NotFound && events[0].Patient == "" {
+						t.Error("the refusal does not say which patient it concerned")
+					}
+					return
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, element := range strings.Fields(full + " " + obs) {
+					want := strings.Contains(" "+read.want.(string)+" ", " "+element+" ")
+					if got := strings.Contains(string(res.JSON), `"`+element+`":`); got != want && !(element == "code" && read.ref.Type == "Patient") {
+						t.Errorf("%s shown: %v, want %v in %s", element, got, want, res.JSON)
+					}
+				}
+				if subsetted := read.want != full && read.want != obs; res.Subsetted != subsetted || strings.Contains(string(res.JSON), "SUBSETTED") != subsetted {
+					t.Errorf("SUBSETTED is wrong in %s", res.JSON)
+				}
+				if !events[0].Decision.Allowed || events[0].Decision.Rule == "" || len(events[0].Classes) == 0 || events[0].Patient == "" {
+					t.Errorf("recorded %+v", events[0])
+				}
+			})
+		}
+	}
+}
+
+func TestDeidentifiedShowsNoIdentity(t *testing.T) {
+	w := newWard(t)
+	res, err := w.Records.Read(context.Background(), w.as("researcher"), w.mineObs.Ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, word := range []string{w.mine.ID, w.mineObs.ID, "2024-05-06", "weighed", "versionId", "lastUpdated"} {
+		if strings.Contains(string(res.JSON), word) || res.ID == word {
+			t.Errorf("%s is in %s", word, res.JSON)
+		}
+	}
+	again, err := w.Records.Read(context.Background(), w.as("researcher"), w.mineObs.Ref)
+	if err != nil || again.ID != res.ID {
+		t.Errorf("pseudonym %s, then %s: %v", res.ID, again.ID, err)
+	}
+	for _, p := range [][]phi.Param{params("patient", w.mine.ID), params("subject", "Patient/"+w.mine.ID)} {
+		_, err := w.Records.Search(context.Background(), w.as("researcher"), "Observation", p, false)
+		wantKind(t, err, phi.Denied)
+	}
+	page, err := w.Records.Search(context.Background(), w.as("researcher"), "Observation", params("code", "29463-7"), false)
+	if err != nil || len(page.Resources) != 2 {
+		t.Fatalf("search by code: %+v, %v", page, err)
+	}
+	page, err = w.Records.Search(context.Background(), w.as("researcher"), "Observation", params("date", "2024-05-06"), false)
+	if err != nil || len(page.Resources) != 0 {
+		t.Errorf("a day finds %+v in a view of years, %v", page, err)
+	}
+}
+
+func TestWhoMayWrite(t *testing.T) {
+	w := newWard(t)
+	ctx := context.Background()
+	create := func(who, resourceType, body string) error {
+		_, err := w.Records.Create(ctx, w.as(who), resourceType, []byte(body), nil)
+		return err
+	}
+	if err := create("dr-rivera", "Observation", fmt.Sprintf(weight, w.mine.ID)); err != nil {
+		t.Errorf("for a patient of mine: %v", err)
+	}
+	// Another doctor's patient, and nobody: the same answer.
+	wantKind(t, create("dr-rivera", "Observation", fmt.Sprintf(weight, w.other.ID)), phi.Denied)
+	wantKind(t, create("dr-rivera", "Observation", fmt.Sprintf(weight, "nobody")), phi.Denied)
+	wantKind(t, create("patient", "Observation", fmt.Sprintf(weight, w.mine.ID)), phi.Denied)
+	wantKind(t, create("researcher", "Observation", fmt.Sprintf(weight, w.mine.ID)), phi.Denied)
+
+	// A registrar registers, and sees of it what registrars see.
+	reg, err := w.Records.Create(ctx, w.as("registrar"), "Patient", []byte(adam), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reg.Subsetted || strings.Contains(string(reg.JSON), `"gender"`) || !strings.Contains(string(reg.JSON), "Lindqvist") {
+		t.Errorf("registered %s", reg.JSON)
+	}
+	// Who sees a part cannot replace or remove the whole.
+	body := strings.Replace(adam, `{"resourceType":"Patient"`, `{"resourceType":"Patient","id":"`+reg.ID+`"`, 1)
+	_, err = w.Records.Update(ctx, w.as("registrar"), reg.Ref, []byte(body), 0)
+	wantKind(t, err, phi.Denied)
+	_, err = w.Records.Delete(ctx, w.as("nurse"), w.mineObs.Ref, 0)
+	wantKind(t, err, phi.Denied)
+	_, err = w.Records.Delete(ctx, w.as("dr-rivera"), w.otherObs.Ref, 0)
+	wantKind(t, err, phi.NotFound)
+
+	// A record cannot be moved away from, or to, a patient who is not the caller's.
+	moved := strings.Replace(fmt.Sprintf(weight, w.mine.ID), `{"resourceType":"Observation"`, `{"resourceType":"Observation","id":"`+w.otherObs.ID+`"`, 1)
+	_, err = w.Records.Update(ctx, w.as("dr-rivera"), w.otherObs.Ref, []byte(moved), 0)
+	wantKind(t, err, phi.NotFound)
+	moved = strings.Replace(fmt.Sprintf(weight, w.other.ID), `{"resourceType":"Observation"`, `{"resourceType":"Observation","id":"`+w.mineObs.ID+`"`, 1)
+	_, err = w.Records.Update(ctx, w.as("dr-rivera"), w.mineObs.Ref, []byte(moved), 0)
+	wantKind(t, err, phi.Denied)
+	if _, err = w.Records.Update(ctx, w.as("backend"), w.mineObs.Ref, []byte(moved), 0); err != nil {
+		t.Fatalf("moving a record: %v", err)
+	}
+	_, err = w.Records.Read(ctx, w.as("dr-rivera"), w.mineObs.Ref)
+	wantKind(t, err, phi.NotFound)
+	if res, err := w.Records.Read(ctx, w.as("backend"), w.mineObs.Ref); err != nil || res.Version != 2 {
+		t.Errorf("the moved record: %v", err)
+	}
+}
+
+// A type that FHIR's compartment leaves out is not everybody's when it names a patient.
+func TestDeviceBelongsToItsPatient(t *testing.T) {
+	w := newWard(t)
+	d := w.create("Device", `{"resourceType":"Device","patient":{"reference":"Patient/`+w.other.ID+`"}}`)
+	_, err := w.Records.Read(context.Background(), w.as("dr-rivera"), d.Ref)
+	wantKind(t, err, phi.NotFound)
+	page, err := w.Records.Search(context.Background(), w.as("dr-rivera"), "Device", nil, false)
+	if err != nil || len(page.Resources) != 0 {
+		t.Errorf("search found %+v, %v", page, err)
+	}
+}
+
+func TestTreatmentFollowsTheEncounter(t *testing.T) {
+	w := newWard(t)
+	team := w.create("CareTeam", fmt.Sprintf(`{"resourceType":"CareTeam","status":"active","subject":{"reference":"Patient/%s"},`+
+		`"participant":[{"member":{"reference":"Practitioner/%s"}}]}`, w.other.ID, drChen))
+	if _, err := w.Records.Read(context.Background(), w.as("dr-chen"), w.other.Ref); err != nil {
+		t.Fatalf("as a member of the care team: %v", err)
+	}
+	if _, err := w.Records.Delete(context.Background(), w.as("backend"), team.Ref, 0); err != nil {
+		t.Fatal(err)
+	}
+	// The storage's next answer is no; a decision that was cached is dropped when auth follows the epoch.
+	if _, ok, err := w.Storage.Related(context.Background(), drChen, []string{w.other.ID}); ok || err != nil {
+		t.Errorf("still related after the care team is gone: %v", err)
+	}
+}
