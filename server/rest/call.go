@@ -249,9 +249,6 @@ func (c *call) finish() {
 
 // method is the request's method out of a fixed list: an observer may keep it, and a made-up method is not echoed.
 func (c *call) method() string {
-	if c.route.method != "" {
-		return c.route.method
-	}
 	for _, m := range fiber.DefaultMethods {
 		if m == c.http.Method() {
 			return m

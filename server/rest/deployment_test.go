@@ -45,7 +45,7 @@ type issuer struct {
 	url string
 }
 
-func newIssuer(t *testing.T) *issuer {
+func newIssuer(t testing.TB) *issuer {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -67,7 +67,7 @@ func newIssuer(t *testing.T) *issuer {
 }
 
 // token signs an access token for a role; change may edit the claims.
-func (i *issuer) token(t *testing.T, audience, role, scope string, change func(map[string]any)) string {
+func (i *issuer) token(t testing.TB, audience, role, scope string, change func(map[string]any)) string {
 	t.Helper()
 	now := time.Now().Unix()
 	claims := map[string]any{
@@ -96,7 +96,7 @@ func (i *issuer) token(t *testing.T, audience, role, scope string, change func(m
 
 // deployment is a server on a real socket with everything real behind it but PostgreSQL.
 type deployment struct {
-	t       *testing.T
+	t       testing.TB
 	addr    string
 	base    string // FHIR
 	issuer  *issuer
@@ -126,7 +126,7 @@ func (l *lockedBuffer) String() string {
 }
 
 // deploy starts a server; change may edit its configuration.
-func deploy(t *testing.T, change func(*rest.Config)) *deployment {
+func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -201,7 +201,7 @@ func deploy(t *testing.T, change func(*rest.Config)) *deployment {
 	return d
 }
 
-func check(t *testing.T, err error) {
+func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -263,7 +263,7 @@ func (d *deployment) want(a answer, status int) answer {
 	return a
 }
 
-func checkEveryAnswer(t *testing.T, name string, a answer) {
+func checkEveryAnswer(t testing.TB, name string, a answer) {
 	t.Helper()
 	if a.Header.Get("X-Request-Id") == "" {
 		t.Errorf("%s: no X-Request-Id", name)

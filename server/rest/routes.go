@@ -43,14 +43,14 @@ type route struct {
 	serve           func(*call) error
 }
 
-// table is every route: it drives the router, the CapabilityStatement, the check of openapi.json and the test that no
+// table is every route, HEAD being GET without the body: it drives the router, the CapabilityStatement, the check of openapi.json and the test that no
 // route is without a guard. A static segment stands before the parameter it could be taken for.
 func (s *Server) table() []route {
 	open, records := guard{kind: guardOpen}, guard{kind: guardRecords}
 	may := func(capability string) guard { return guard{kind: guardCapability, capability: capability} }
 	const (
-		get, head, post, put, del = http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete
-		f, v                      = fhirBase, apiBase
+		get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
+		f, v                = fhirBase, apiBase
 	)
 	return []route{
 		{get, f + "/metadata", open, "capabilities", false, (*call).metadata},
@@ -61,7 +61,6 @@ func (s *Server) table() []route {
 		{post, f + "/:type", records, "create", true, (*call).create},
 		{post, f + "/:type/_search", records, "search-type", true, (*call).searchForm},
 		{get, f + "/:type/:id", records, "read", true, (*call).read},
-		{head, f + "/:type/:id", records, "read", true, (*call).read},
 		{put, f + "/:type/:id", records, "update", true, (*call).update},
 		{del, f + "/:type/:id", records, "delete", true, (*call).remove},
 		{get, f + "/:type/:id/_history", records, "history-instance", true, (*call).history},
@@ -109,11 +108,17 @@ func (s *Server) newApp() *fiber.App {
 	methods := make(map[string][]string) // of a pattern
 	for i := range s.routes {
 		r := &s.routes[i]
-		app.Add(r.method, r.pattern, func(c *fiber.Ctx) error { return s.handle(c, r) })
 		if methods[r.pattern] == nil {
 			patterns = append(patterns, r.pattern)
 		}
-		methods[r.pattern] = append(methods[r.pattern], r.method)
+		same := []string{r.method}
+		if r.method == http.MethodGet {
+			same = append(same, http.MethodHead)
+		}
+		for _, m := range same {
+			app.Add(m, r.pattern, func(c *fiber.Ctx) error { return s.handle(c, r) })
+			methods[r.pattern] = append(methods[r.pattern], m)
+		}
 	}
 	for _, pattern := range patterns {
 		allow := strings.Join(append(methods[pattern], http.MethodOptions), ", ")
@@ -146,7 +151,7 @@ func (s *Server) newApp() *fiber.App {
 // as "audit:read", or "" for a route that was left without one (it serves nobody).
 type Route struct{ Method, Pattern, Interaction, Guard string }
 
-// Routes lists the table, without OPTIONS and mounts.
+// Routes lists the table, without HEAD, OPTIONS and mounts.
 func (s *Server) Routes() []Route {
 	list := make([]Route, len(s.routes))
 	for i, r := range s.routes {

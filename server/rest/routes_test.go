@@ -53,6 +53,10 @@ func TestGuards(t *testing.T) {
 		if got := d.want(d.do(r.Method, path, broken, body, "Content-Type", media), http.StatusUnauthorized).Header.Get("WWW-Authenticate"); !strings.Contains(got, `error="invalid_token"`) {
 			t.Errorf("%s %s with a broken token: challenge %s", r.Method, r.Pattern, got)
 		}
+		if r.Method == "GET" {
+			d.want(d.do("HEAD", path, "", ""), http.StatusUnauthorized)
+			d.want(d.do("HEAD", path, nobody, ""), http.StatusForbidden)
+		}
 		a := d.want(d.do(r.Method, path, nobody, body, "Content-Type", media), http.StatusForbidden)
 		if got := a.Header.Get("WWW-Authenticate"); !strings.Contains(got, `error="insufficient_scope"`) {
 			t.Errorf("%s %s without scope: challenge %s", r.Method, r.Pattern, got)
@@ -97,7 +101,7 @@ func TestUnrouted(t *testing.T) {
 		{"TRACE", "/fhir/R4/Patient/p1", 405, "GET, HEAD, PUT, DELETE, OPTIONS"},
 		{"PATCH", "/fhir/R4/Patient/p1", 405, "GET, HEAD, PUT, DELETE, OPTIONS"},
 		{"POST", "/fhir/R4/Patient/p1", 405, "GET, HEAD, PUT, DELETE, OPTIONS"},
-		{"DELETE", "/v1/audit/events", 405, "GET, OPTIONS"},
+		{"DELETE", "/v1/audit/events", 405, "GET, HEAD, OPTIONS"},
 		{"BREW", "/fhir/R4/Patient/p1", 501, ""},
 	} {
 		a := d.want(d.do(c.method, c.path, token, ""), c.status)
