@@ -54,8 +54,8 @@ func cut(s string, n int) string {
 	return s[:n]
 }
 
-// tokens returns the record's tokens, sorted, without duplicates: of identifier in every type, and in types that stand
-// for persons of name, birthDate and telecom.
+// tokens returns the record's tokens, sorted, without duplicates: of identifier and telecom in every type, of name and
+// birthDate in types that stand for persons.
 func (x *index) tokens(r *fhir.Resource) []Token {
 	m := minter{index: x, resourceType: r.Type}
 	for _, e := range r.Elements {
@@ -70,9 +70,9 @@ func (x *index) tokens(r *fhir.Resource) []Token {
 				m.add(TokenIdentifierValue, value)
 				m.add(TokenIdentifier, strings.TrimSpace(id.Get("system").String())+"|"+value)
 			})
-		case e.Name == "name" && class == ClassName:
+		case e.Name == "name" && isPerson(r.Type):
 			each(e.Raw, m.addName)
-		case e.Name == "birthDate" && class == ClassBirthDate:
+		case e.Name == "birthDate" && isPerson(r.Type):
 			if date := gjson.ParseBytes(e.Raw).String(); isDate(date) {
 				m.add(TokenBirthDate, date)
 			}
@@ -92,6 +92,9 @@ func (x *index) tokens(r *fhir.Resource) []Token {
 	slices.SortFunc(m.tokens, compareTokens)
 	return slices.Compact(m.tokens)
 }
+
+// isPerson reports whether records of the type stand for persons: Patient, Person, Practitioner, RelatedPerson.
+func isPerson(resourceType string) bool { return classOf(resourceType, "birthDate") == ClassBirthDate }
 
 // each calls f for the items of an array, or for a lone object.
 func each(raw []byte, f func(gjson.Result)) {
@@ -133,10 +136,6 @@ func (m *minter) add(kind TokenKind, value string) bool {
 }
 
 func (m *minter) addName(name gjson.Result) {
-	if name.Type == gjson.String { // FamilyMemberHistory names its relative in a string
-		m.addPrefixes(name.String(), TokenNamePrefix)
-		return
-	}
 	m.addPrefixes(name.Get("text").String(), TokenNamePrefix)
 	m.addPrefixes(name.Get("family").String(), TokenNamePrefix, TokenFamilyPrefix)
 	for _, given := range name.Get("given").Array() {
@@ -202,7 +201,7 @@ func (m *minter) addSearch(param, modifier, value string) bool {
 	switch param {
 	case "name", "family", "given":
 		kind := map[string]TokenKind{"name": TokenNamePrefix, "family": TokenFamilyPrefix, "given": TokenGivenPrefix}[param]
-		return class("name") == ClassName && (modifier == "" || modifier == "exact") && m.addPrefix(kind, unescape(value))
+		return isPerson(m.resourceType) && (modifier == "" || modifier == "exact") && m.addPrefix(kind, unescape(value))
 	}
 	if modifier != "" {
 		return false
@@ -223,7 +222,7 @@ func (m *minter) addSearch(param, modifier, value string) bool {
 		return m.add(TokenIdentifier, strings.TrimSpace(unescape(parts[0]))+"|"+id)
 	case "birthdate":
 		date := strings.TrimPrefix(value, "eq")
-		return class("birthDate") == ClassBirthDate && isDate(date) && m.add(TokenBirthDate, date)
+		return isPerson(m.resourceType) && isDate(date) && m.add(TokenBirthDate, date)
 	case "phone", "email", "telecom":
 		parts := splitUnescaped(value, '|')
 		contact := unescape(parts[len(parts)-1])

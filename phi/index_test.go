@@ -158,7 +158,7 @@ func TestLookup(t *testing.T) {
 			t.Errorf("lookup(%s, %s): ok %v, found %v, want %v, %v", tt.param, tt.value, ok, found(tokens, alternatives), tt.ok, tt.hit)
 		}
 	}
-	for _, tt := range []struct{ resourceType, param string }{{"Organization", "name"}, {"Observation", "birthdate"}, {"Observation", "phone"}, {"Nothing", "identifier"}} {
+	for _, tt := range []struct{ resourceType, param string }{{"Organization", "name"}, {"FamilyMemberHistory", "name"}, {"Observation", "birthdate"}, {"Observation", "phone"}, {"Nothing", "identifier"}} {
 		if _, ok := x.lookup(tt.resourceType, tt.param, "1980-01-01"); ok {
 			t.Errorf("%s.%s is not indexed, but lookup is ok", tt.resourceType, tt.param)
 		}
