@@ -269,3 +269,33 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestHostileSizes would not come to its end if anything took quadratic time.
+func TestHostileSizes(t *testing.T) {
+	const n = 200_000
+	list := func(item string) string { return "[" + strings.Repeat(item+",", n-1) + item + "]" }
+	names := mustParse(t, `{"resourceType":"Patient","name":[{"given":`+list("null")+`,"_given":`+list(`{"id":"x"}`)+`}]}`)
+	if issues := names.Validate(); issues != nil {
+		t.Error(issues[0])
+	}
+	names.Walk(func(string, string, []byte) ([]byte, bool) { return nil, true })
+	var members strings.Builder
+	for i := range n {
+		fmt.Fprintf(&members, `,{"entity":{"reference":"Patient/%d"}}`, i)
+	}
+	group := mustParse(t, `{"resourceType":"Group","type":"person","actual":true,"member":[`+members.String()[1:]+`]}`)
+	if got := len(group.Patients()); got != n {
+		t.Errorf("%d patients", got)
+	}
+	if got := group.References()[n-1].Expression; got != fmt.Sprintf("Group.member[%d].entity", n-1) {
+		t.Errorf("the last is at %s", got)
+	}
+	var properties strings.Builder
+	for i := range n {
+		fmt.Fprintf(&properties, `,"p%d":1`, i)
+	}
+	unknown := mustParse(t, `{"resourceType":"Patient"`+properties.String()+`}`)
+	if got := len(unknown.Validate()); got != maxIssues {
+		t.Errorf("%d findings", got)
+	}
+}

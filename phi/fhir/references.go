@@ -3,7 +3,6 @@ package fhir
 import (
 	"bytes"
 	"html"
-	"slices"
 	"strings"
 )
 
@@ -21,14 +20,15 @@ type Reference struct {
 // http://hl7.org/fhir/R4/compartmentdefinition-patient.html says.
 func (r *Resource) Patients() []string {
 	var ids []string
+	seen := map[string]bool{} // a Group may have very many
 	if r.Type == "Patient" && r.ID != "" {
-		ids = append(ids, r.ID)
+		ids, seen[r.ID] = append(ids, r.ID), true
 	}
 	for _, p := range definitions().compartment[r.Type] {
 		r.follow(p, func(n int32, _ *place) bool {
 			kind, id := splitReference(r.childString(n, "reference"))
-			if kind == "Patient" && !slices.Contains(ids, id) {
-				ids = append(ids, id)
+			if kind == "Patient" && !seen[id] {
+				ids, seen[id] = append(ids, id), true
 			}
 			return false
 		})
@@ -51,9 +51,13 @@ func splitReference(literal string) (kind, id string) {
 // as are references to contained resources ("#id"). A urn: value counts when it is urn:uuid: or urn:oid: and does not
 // name a code system or an identifier system.
 func (r *Resource) References() []Reference {
+	if len(r.nodes) == 0 {
+		return nil
+	}
 	var found []Reference
+	paths := r.paths()
 	r.literals(func(n int32, value string) {
-		found = append(found, Reference{strings.TrimSuffix(r.path(n), ".reference"), value})
+		found = append(found, Reference{strings.TrimSuffix(paths.of(n), ".reference"), value})
 	}, nil)
 	return found
 }

@@ -345,9 +345,12 @@ func (s *scanner) digits() bool {
 // issues makes the one finding of a failed scan, with the path of the value at fault.
 func (s *scanner) issues(problem string) []Issue {
 	r := Resource{text: s.out, nodes: s.nodes}
-	// The open containers do not know their ends yet.
+	// The open containers do not know their ends yet, and a value at fault is none to read.
 	for _, at := range s.open {
 		r.nodes[at].after = int32(len(r.nodes))
+		if r.nodes[at].kind == '"' {
+			r.nodes[at].kind = 'n'
+		}
 	}
 	expression := ""
 	if len(s.open) > 0 {

@@ -196,30 +196,36 @@ func (v *validator) primitives(n, c int32, e *elem) {
 		v.primitive(c, e)
 		return
 	}
-	k := 0
+	beside := v.items(extensions)
 	for i := c + 1; i < v.nodes[c].after; i = v.nodes[i].after {
-		if v.nodes[i].kind == 'n' {
-			if extensions == 0 || !v.hasItem(extensions, k) {
-				v.report(i, "structure", "null stands only for a value with extensions")
-			}
-		} else {
+		if v.nodes[i].kind != 'n' {
 			v.primitive(i, e)
+		} else if !beside.present() {
+			v.report(i, "structure", "null stands only for a value with extensions")
 		}
-		k++
+		beside.next()
 	}
 }
 
-// hasItem reports whether item k of an array is there and not null.
-func (v *validator) hasItem(list int32, k int) bool {
-	if v.nodes[list].kind != '[' {
-		return false
+// items goes through an array beside another; there may be no array, and either may be the shorter.
+type items struct {
+	v       *validator
+	at, end int32
+}
+
+func (v *validator) items(list int32) items {
+	if list == 0 || v.nodes[list].kind != '[' {
+		return items{v: v}
 	}
-	for i := list + 1; i < v.nodes[list].after; i = v.nodes[i].after {
-		if k--; k < 0 {
-			return v.nodes[i].kind != 'n'
-		}
+	return items{v, list + 1, v.nodes[list].after}
+}
+
+func (i *items) present() bool { return i.at < i.end && i.v.nodes[i.at].kind != 'n' }
+
+func (i *items) next() {
+	if i.at < i.end {
+		i.at = i.v.nodes[i.at].after
 	}
-	return false
 }
 
 // extended checks the ids and extensions of a primitive; value is the node of its values, 0 for none.
@@ -236,18 +242,18 @@ func (v *validator) extended(c, value int32, e *elem) {
 		v.object(c, element)
 		return
 	}
-	k := 0
+	beside := v.items(value)
 	for i := c + 1; i < v.nodes[c].after; i = v.nodes[i].after {
 		switch v.nodes[i].kind {
 		case '{':
 			v.object(i, element)
 		case 'n':
-			if value == 0 || !v.hasItem(value, k) {
+			if !beside.present() {
 				v.report(i, "structure", "null stands only beside a value")
 			}
 		default:
 			v.report(i, "structure", "extensions of a primitive must be an object")
 		}
-		k++
+		beside.next()
 	}
 }
