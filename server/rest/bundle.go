@@ -190,19 +190,24 @@ func locationOf(base string, r *phi.Resource) string {
 }
 
 // appendBundleResult appends the response of a transaction or batch, in the order of the request. Resources that were
-// written are included when the client asked for representations.
-func appendBundleResult(dst []byte, base string, b *phi.BundleResult, ret string) []byte {
+// written are included when the client asked for representations. searched names the type that an entry searched.
+func appendBundleResult(dst []byte, base string, b *phi.BundleResult, ret string, searched func(entry int) string) []byte {
 	dst = append(dst, `{"resourceType":"Bundle"`...)
 	dst = appendMember(dst, "type", b.Type)
 	entries := entryList{dst: dst}
 	for i := range b.Entries {
-		entries.dst = appendEntryResult(entries.next(), base, &b.Entries[i], ret)
+		e := &b.Entries[i]
+		var page []byte
+		if e.Page != nil {
+			page = appendSearchset(nil, base, searched(i), e.Page)
+		}
+		entries.dst = appendEntryResult(entries.next(), base, e, page, ret)
 	}
 	return entries.end()
 }
 
-// appendEntryResult appends the rest of an entry whose brace is open.
-func appendEntryResult(dst []byte, base string, e *phi.EntryResult, ret string) []byte {
+// appendEntryResult appends the rest of an entry whose brace is open. page is the searchset of an entry that searched.
+func appendEntryResult(dst []byte, base string, e *phi.EntryResult, page []byte, ret string) []byte {
 	var status string
 	var resource []byte
 	var version *phi.Resource
@@ -231,11 +236,7 @@ func appendEntryResult(dst []byte, base string, e *phi.EntryResult, ret string) 
 	case e.Resource != nil:
 		status, version, resource = statusLine(http.StatusOK), e.Resource, e.Resource.JSON
 	case e.Page != nil:
-		resourceType := ""
-		if len(e.Page.Resources) > 0 {
-			resourceType = e.Page.Resources[0].Type
-		}
-		status, resource = statusLine(http.StatusOK), appendSearchset(nil, base, resourceType, e.Page)
+		status, resource = statusLine(http.StatusOK), page
 	}
 	if len(resource) > 0 {
 		if version != nil {

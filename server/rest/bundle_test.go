@@ -136,7 +136,8 @@ func TestBundleResult(t *testing.T) {
 		{Method: "PUT", Err: &phi.Error{Kind: phi.Unprocessable, Issues: []fhir.Issue{{Severity: "error", Code: "required", Expression: "Bundle.entry[5].resource.status"}}}},
 		{Method: "GET", Err: &phi.Error{Kind: phi.NotFound, Issues: []fhir.Issue{{Severity: "error", Code: "not-found", Diagnostics: "outside compartment of p1"}}}},
 	}}
-	b := appendBundleResult(nil, testBase, result, "representation")
+	patients := func(int) string { return "Patient" }
+	b := appendBundleResult(nil, testBase, result, "representation", patients)
 	m := validBundle(t, b)
 	for i, status := range []string{"201 Created", "200 OK", "204 No Content", "200 OK", "200 OK", "422 Unprocessable Entity", "404 Not Found"} {
 		if got := at(t, m, "entry", i, "response", "status"); got != status {
@@ -152,7 +153,7 @@ func TestBundleResult(t *testing.T) {
 	if strings.Contains(string(b), "compartment") {
 		t.Error("why a record is not found is told")
 	}
-	small := string(appendBundleResult(nil, testBase, result, ""))
+	small := string(appendBundleResult(nil, testBase, result, "", patients))
 	if n := strings.Count(small, `"resourceType":"Patient"`); n != 2 {
 		t.Errorf("%d resources without Prefer, want those of the two reads", n)
 	}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 
+	"github.com/tidwall/gjson"
 	"github.com/valyala/fasthttp"
 
 	"github.com/chartkeep/chartkeep/phi"
@@ -247,6 +249,11 @@ func (c *call) bundle() error {
 	if err != nil {
 		return err
 	}
+	for _, t := range gjson.GetBytes(body, "entry.#.resource.resourceType").Array() {
+		if fhir.Known(t.String()) && c.s.types[t.String()] == "" {
+			return &refusal{status: http.StatusBadRequest, code: "not-supported", text: "the bundle holds a resource type that is not served"}
+		}
+	}
 	who, err := c.caller()
 	if err != nil {
 		return err
@@ -255,7 +262,16 @@ func (c *call) bundle() error {
 	if err != nil {
 		return err
 	}
-	return c.send(http.StatusOK, appendBundleResult(nil, c.s.cfg.Base, b, c.prefer().ret))
+	// A page does not say of which type it is; the request does.
+	urls := gjson.GetBytes(body, "entry.#.request.url").Array()
+	searched := func(entry int) string {
+		if entry >= len(urls) {
+			return ""
+		}
+		t, _, _ := strings.Cut(urls[entry].String(), "?")
+		return c.s.types[strings.Trim(strings.TrimPrefix(t, c.s.cfg.Base), "/")]
+	}
+	return c.send(http.StatusOK, appendBundleResult(nil, c.s.cfg.Base, b, c.prefer().ret, searched))
 }
 
 // written answers a create or an update. The representation is sent unless the client prefers less.

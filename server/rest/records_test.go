@@ -359,3 +359,42 @@ func TestRequestID(t *testing.T) {
 		}
 	}
 }
+
+// TestTrailIsNotWritable tries to slip an AuditEvent in, past the routes that do not take one.
+func TestTrailIsNotWritable(t *testing.T) {
+	d := deploy(t, nil)
+	for _, spelling := range []string{`"resourceType":"AuditEvent"`, `"resourceType":"Audit\u0045vent"`, `"resource\u0054ype":"AuditEvent"`} {
+		body := `{"resourceType":"Bundle","type":"%s","entry":[{"resource":{` + spelling + `,"type":{"code":"rest"},"recorded":"2020-01-01T00:00:00Z",` +
+			`"agent":[{"requestor":true}],"source":{"observer":{"display":"x"}}},"request":{"method":"POST","url":"AuditEvent"}}]}`
+		for _, kind := range []string{"transaction", "batch"} {
+			d.want(d.do("POST", "/fhir/R4", d.as("backend"), fmt.Sprintf(body, kind)), http.StatusBadRequest)
+		}
+	}
+	if n := d.storage.Len(); n != 0 {
+		t.Errorf("%d records were stored", n)
+	}
+}
+
+func TestBatch(t *testing.T) {
+	d := deploy(t, nil)
+	d.patient("p1")
+	a := d.want(d.do("POST", "/fhir/R4", d.as("backend"), `{"resourceType":"Bundle","type":"batch","entry":[
+		{"request":{"method":"GET","url":"Patient?_id=p9"}},
+		{"request":{"method":"GET","url":"Patient/p1"}},
+		{"request":{"method":"GET","url":"Patient/p9"}}]}`), 200)
+	validFHIR(t, a.body)
+	var b struct {
+		Entry []struct {
+			Resource struct {
+				ResourceType string
+				Link         []struct{ URL string }
+			}
+			Response struct{ Status string }
+		}
+	}
+	check(t, json.Unmarshal(a.body, &b))
+	if len(b.Entry) != 3 || b.Entry[0].Resource.Link[0].URL != d.base+"/Patient?_id=p9" || b.Entry[1].Resource.ResourceType != "Patient" ||
+		b.Entry[2].Response.Status != "404 Not Found" {
+		t.Errorf("batch: %s", a.body)
+	}
+}
