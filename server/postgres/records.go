@@ -18,6 +18,7 @@ import (
 // caller's view is not even read from disk.
 type recordStorage struct {
 	pool       *pgxpool.Pool
+	binary     any // asks for all columns in PostgreSQL's binary format, which scanSealed reads; first argument of a query
 	statements [phi.AllClasses + 1]statements
 }
 
@@ -26,7 +27,7 @@ type statements struct{ columns, current, version, history, many string }
 var _ phi.Storage = (*recordStorage)(nil)
 
 func newRecordStorage(pool *pgxpool.Pool) *recordStorage {
-	s := &recordStorage{pool: pool}
+	s := &recordStorage{pool: pool, binary: pgx.QueryResultFormats{pgx.BinaryFormatCode}}
 	for set := range s.statements {
 		columns := sealedColumns(phi.ClassSet(set))
 		const key = ` LEFT JOIN phi_key k USING (subject, segment, key_id) `
@@ -56,9 +57,6 @@ func sealedColumns(classes phi.ClassSet) string {
 	}
 	return b.String()
 }
-
-// binaryResults asks for every column in PostgreSQL's binary format, which scanSealed reads.
-func binaryResults() pgx.QueryResultFormats { return pgx.QueryResultFormats{pgx.BinaryFormatCode} }
 
 // scanSealed reads a row of sealedColumns from its raw values. It makes one copy of all bytes, one of the patients.
 func scanSealed(raw [][]byte, classes phi.ClassSet) (*phi.Sealed, error) {
@@ -143,49 +141,54 @@ func textArray(b []byte) ([]string, error) {
 	return out, nil
 }
 
-// all runs a statement that returns sealedColumns.
+// all runs a statement that returns sealedColumns; args starts with s.binary.
 func (s *recordStorage) all(ctx context.Context, sql string, classes phi.ClassSet, args ...any) ([]*phi.Sealed, error) {
-	rows, err := s.pool.Query(ctx, sql, append([]any{binaryResults()}, args...)...)
-	if err != nil {
-		return nil, bare("fetching records", err)
-	}
-	defer rows.Close()
 	var out []*phi.Sealed
-	for rows.Next() {
-		sealed, err := scanSealed(rows.RawValues(), classes)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, sealed)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, bare("fetching records", err)
-	}
-	return out, nil
+	err := s.each(ctx, sql, classes, args, func(row *phi.Sealed) { out = append(out, row) })
+	return out, err
 }
 
 // one is all for at most one row.
 func (s *recordStorage) one(ctx context.Context, sql string, classes phi.ClassSet, args ...any) (*phi.Sealed, error) {
-	found, err := s.all(ctx, sql, classes, args...)
-	if err != nil {
+	var found *phi.Sealed
+	if err := s.each(ctx, sql, classes, args, func(row *phi.Sealed) { found = row }); err != nil {
 		return nil, err
 	}
-	if len(found) == 0 {
+	if found == nil {
 		return nil, phi.ErrNotFound
 	}
-	return found[0], nil
+	return found, nil
+}
+
+func (s *recordStorage) each(ctx context.Context, sql string, classes phi.ClassSet, args []any, take func(*phi.Sealed)) error {
+	rows, err := s.pool.Query(ctx, sql, args...)
+	if err != nil {
+		return bare("fetching records", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		sealed, err := scanSealed(rows.RawValues(), classes)
+		if err != nil {
+			return err
+		}
+		take(sealed)
+	}
+	if err := rows.Err(); err != nil {
+		return bare("fetching records", err)
+	}
+	return nil
 }
 
 // Fetch implements phi.Storage.
 func (s *recordStorage) Fetch(ctx context.Context, ref phi.Ref, classes phi.ClassSet) (*phi.Sealed, error) {
 	classes &= phi.AllClasses
-	return s.one(ctx, s.statements[classes].current, classes, ref.Type, ref.ID)
+	return s.one(ctx, s.statements[classes].current, classes, s.binary, ref.Type, ref.ID)
 }
 
 // FetchVersion implements phi.Storage.
 func (s *recordStorage) FetchVersion(ctx context.Context, ref phi.Ref, version int64, classes phi.ClassSet) (*phi.Sealed, error) {
 	classes &= phi.AllClasses
-	return s.one(ctx, s.statements[classes].version, classes, ref.Type, ref.ID, version)
+	return s.one(ctx, s.statements[classes].version, classes, s.binary, ref.Type, ref.ID, version)
 }
 
 // FetchHistory implements phi.Storage.
@@ -194,7 +197,7 @@ func (s *recordStorage) FetchHistory(ctx context.Context, ref phi.Ref, classes p
 	if before == 0 {
 		before = math.MaxInt64
 	}
-	return s.all(ctx, s.statements[classes].history, classes, ref.Type, ref.ID, before, limit)
+	return s.all(ctx, s.statements[classes].history, classes, s.binary, ref.Type, ref.ID, before, limit)
 }
 
 // FetchMany implements phi.Storage.
@@ -211,5 +214,5 @@ func (s *recordStorage) FetchMany(ctx context.Context, refs []phi.Ref, classes p
 			types, ids = append(types, r.Type), append(ids, r.ID)
 		}
 	}
-	return s.all(ctx, s.statements[classes].many, classes, types, ids)
+	return s.all(ctx, s.statements[classes].many, classes, s.binary, types, ids)
 }

@@ -16,7 +16,7 @@ import (
 func (s *recordStorage) Search(ctx context.Context, sel phi.Selection, classes phi.ClassSet) ([]*phi.Sealed, error) {
 	classes &= phi.AllClasses
 	sql, args := searchSQL(s.statements[classes].columns, sel)
-	return s.all(ctx, sql, classes, args...)
+	return s.all(ctx, sql, classes, append([]any{s.binary}, args...)...)
 }
 
 // searchSQL builds the statement: its text depends on which fields are set, never on their values.

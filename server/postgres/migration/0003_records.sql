@@ -27,6 +27,7 @@ CREATE TABLE record (
   digest     bytea       NOT NULL CHECK (octet_length(digest) = 16),
   PRIMARY KEY (type, id)
 ) WITH (fillfactor = 90);
+CREATE INDEX record_updated ON record (type, updated);
 -- Ciphertext does not compress.
 ALTER TABLE record
   ALTER identifier SET STORAGE EXTERNAL, ALTER name SET STORAGE EXTERNAL, ALTER birth_date SET STORAGE EXTERNAL,
@@ -105,7 +106,7 @@ CREATE TABLE import_source (
   done   date  NOT NULL DEFAULT current_date
 );
 
-GRANT SELECT, INSERT, UPDATE ON record, phi_key, phi_kek, phi_secret TO chartkeep_records;
-GRANT SELECT, INSERT ON record_version, import_source TO chartkeep_records;
+GRANT SELECT, INSERT, UPDATE ON record TO chartkeep_records;
+GRANT SELECT, INSERT ON record_version, import_source, phi_key, phi_kek, phi_secret TO chartkeep_records;
 GRANT SELECT, INSERT, DELETE ON record_patient, index_token, treatment TO chartkeep_records;
 RESET ROLE;
