@@ -277,3 +277,21 @@ func TestImportTwoFilesOneOrganisation(t *testing.T) {
 		}
 	}
 }
+
+func TestImportHistoryTakesTheNewest(t *testing.T) {
+	b := newBench(t)
+	version := func(name string) string { return `{"resourceType":"Organization","id":"o1","name":"` + name + `"}` }
+	res, err := b.Records.Import(context.Background(), backend(), bundle("history",
+		[5]string{"", "DELETE", "Organization/o2"},
+		[5]string{"", "PUT", "Organization/o1", version("new")},
+		[5]string{"", "POST", "Organization", version("old")},
+		[5]string{"", "POST", "Organization", strings.Replace(version("dead"), "o1", "o2", 1)},
+	), true)
+	if err != nil || res.Written != 1 || len(res.Failed) != 0 {
+		t.Fatalf("%+v, %v", res, err)
+	}
+	got, err := b.Records.Read(context.Background(), backend(), phi.Ref{Type: "Organization", ID: "o1"})
+	if err != nil || !strings.Contains(string(got.JSON), "new") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}

@@ -149,7 +149,7 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 			Database: micros(a.trace.Database), Crypto: micros(a.trace.Crypto), Audit: micros(a.trace.Audit),
 		},
 	}
-	if e.Purpose == "" {
+	if e.Purpose == "" && isCode(a.caller.Purpose) {
 		e.Purpose = a.caller.Purpose
 	}
 	if p := a.caller.Principal; p != nil {
@@ -269,6 +269,17 @@ func newEventID(now time.Time) (id audit.ID) {
 }
 
 func micros(d time.Duration) uint32 { return uint32(min(max(d.Microseconds(), 0), 1<<32-1)) }
+
+// isCode reports whether s looks like a code of HL7's purposes of use. It comes from the caller, and other text has no
+// place in an event.
+func isCode(s string) bool {
+	for i := range len(s) {
+		if (s[i] < 'A' || s[i] > 'Z') && (s[i] < '0' || s[i] > '9') {
+			return false
+		}
+	}
+	return len(s) <= 16
+}
 
 // classNames lists the classes of a set, in column order.
 func classNames(s ClassSet) []string {

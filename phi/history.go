@@ -77,6 +77,9 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 		}
 		a.view.classes &= row.Fetched
 		if row.Deleted() {
+			if e := a.verify(ctx, row); e != nil {
+				return nil, e
+			}
 			result.Resources = append(result.Resources, a.tombstone(row))
 			continue
 		}

@@ -3,6 +3,7 @@ package phi
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/tidwall/gjson"
 
@@ -125,15 +126,40 @@ func parseImport(content []byte) ([]*bundleEntry, *Error) {
 		return []*bundleEntry{{alone: true, resource: document.Text()}}, nil
 	}
 	var entries []*bundleEntry
+	history := false
 	for _, element := range document.Elements {
-		if element.Name == "entry" {
+		switch element.Name {
+		case "type":
+			history = gjson.ParseBytes(element.Raw).String() == "history"
+		case "entry":
 			gjson.ParseBytes(element.Raw).ForEach(func(_, item gjson.Result) bool {
 				entries = append(entries, readEntry(len(entries), item))
 				return true
 			})
 		}
 	}
+	if history {
+		entries = newestOnly(entries)
+	}
 	return entries, nil
+}
+
+// newestOnly keeps, of a history, the first entry of each record: histories are sorted newest first.
+func newestOnly(entries []*bundleEntry) []*bundleEntry {
+	seen := map[Ref]bool{}
+	return slices.DeleteFunc(entries, func(e *bundleEntry) bool {
+		ref := e.target
+		if e.resource != nil {
+			ref = Ref{gjson.GetBytes(e.resource, "resourceType").String(), gjson.GetBytes(e.resource, "id").String()}
+		}
+		older := seen[ref]
+		seen[ref] = true
+		if e.method == "POST" { // of a history it says how the version came about; the record has its id already
+			e.method = "PUT"
+			e.target = ref
+		}
+		return older
+	})
 }
 
 // importChanges parses, validates and addresses the entries. What is wrong with one is in its change.

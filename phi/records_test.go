@@ -284,10 +284,9 @@ func TestWriteLeavesIntentAndOutcome(t *testing.T) {
 			t.Errorf("event %+v", e)
 		}
 	}
-	b.Storage.Edit(p.Ref, func(s *phi.Sealed) { s.Version = 8 }) // somebody was faster
 	body := strings.Replace(adam, `{"resourceType":"Patient"`, `{"resourceType":"Patient","id":"`+p.ID+`"`, 1)
 	events = b.during(func() {
-		_, err := b.Records.Update(context.Background(), backend(), p.Ref, []byte(body), 1)
+		_, err := b.Records.Update(context.Background(), backend(), p.Ref, []byte(body), 2)
 		wantKind(t, err, phi.PreconditionFailed)
 	})
 	if len(events) != 1 || events[0].Outcome != audit.MinorFailure {
@@ -332,6 +331,23 @@ func TestIntegrity(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a row says in the clear is not believed before its seal was checked: not for whom a write is allowed, not whose
+// key a new record gets, not that a record was deleted.
+func TestEditedRowStopsWrites(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	p, other := b.create("Patient", adam), b.create("Patient", adam)
+	obs := b.create("Observation", fmt.Sprintf(weight, p.ID))
+	b.Storage.Edit(obs.Ref, func(s *phi.Sealed) { s.Patients = []string{other.ID} })
+	_, err := b.Records.Delete(ctx, backend(), obs.Ref, 0)
+	wantKind(t, err, phi.Integrity)
+	b.Storage.Edit(p.Ref, func(s *phi.Sealed) { s.Updated = s.Updated.Add(-time.Hour) })
+	wantKind(t, b.tryCreate("Observation", fmt.Sprintf(weight, p.ID)), phi.Integrity)
+	b.Storage.Edit(other.Ref, func(s *phi.Sealed) { s.Method, s.Cells = "DELETE", [phi.NumClasses][]byte{} })
+	_, err = b.Records.Read(ctx, backend(), other.Ref)
+	wantKind(t, err, phi.Integrity)
 }
 
 func TestRollbackIsNoticed(t *testing.T) {

@@ -312,6 +312,9 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 	return nil
 }
 
+// maximalQuery bounds the text of a search, in bytes, well below audit.MaxBody.
+const maximalQuery = 32 << 10
+
 // recordQuery makes the event of the search durable before any candidate is opened.
 func (a *attempt) recordQuery(ctx context.Context, q *query, params []Param) (audit.Receipt, *Error) {
 	var text []byte
@@ -324,6 +327,9 @@ func (a *attempt) recordQuery(ctx context.Context, q *query, params []Param) (au
 	var named []string
 	if len(q.named) > 0 {
 		named = q.named[:1]
+	}
+	if len(text) > maximalQuery {
+		return audit.Receipt{}, fail(TooLarge, "too-long", "the search has more text than an audit event can hold")
 	}
 	e := a.event(audit.Success, Ref{Type: a.ref.Type}, 0, named)
 	e.Query = a.queries.Seal(nil, nil, text, []byte(a.ref.Type))

@@ -289,6 +289,10 @@ func (a *attempt) present(ctx context.Context, changes []*change) (map[Ref]*Seal
 		return nil, unavailable(err)
 	}
 	for _, row := range rows {
+		// Whose the record is, and under whose key new ones go, is about to be believed.
+		if e := a.verify(ctx, row); e != nil {
+			return nil, e
+		}
 		there[row.Ref] = row
 	}
 	return there, nil
