@@ -151,6 +151,9 @@ func (l *Log) gather(s *submission) *group {
 			}
 		}
 	}
+	if l.shipping.next.Load() >= g.first {
+		l.shipping.oldest.Store(wall) // nothing older waits for Storage
+	}
 	c.part, g.next = wall, c.next
 	h := groupHead{stream: l.stream, run: l.run, first: g.first, count: uint32(g.next - g.first), length: uint32(len(g.frame) - groupHeadLen), prev: g.prev, chain: c.chain, synced: l.counters.durable.Load()}
 	h.put(g.frame)

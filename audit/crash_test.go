@@ -152,6 +152,47 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// What can be read behind a damaged record is recorded again in the new stream, once.
+func TestRescue(t *testing.T) {
+	dir, stream := written(t)
+	segments, _ := filepath.Glob(filepath.Join(dir, stream, "*.journal"))
+	b, err := os.ReadFile(segments[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[400] ^= 1
+	if err := os.WriteFile(segments[1], b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var storage audittest.Storage
+	for range 2 {
+		l := open(t, audit.Config{Dir: dir, Storage: &storage})
+		ship(t, l)
+		for deadline := time.Now().Add(3 * time.Second); len(patients(storage.Rows())) < 19 && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		drain(t, l)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows := storage.Rows()
+	contiguous(t, rows)
+	seen := patients(rows)
+	if len(seen) != 19 {
+		t.Errorf("%d of 20 events are left; one was damaged", len(seen))
+	}
+	for id, n := range seen {
+		if n != 1 {
+			t.Errorf("%s is stored %d times", id, n)
+		}
+	}
+	alerts, _ := storage.Find(t.Context(), audit.Query{Type: audit.TypeSecurityAlert, Limit: 9})
+	if len(alerts) != 2 {
+		t.Errorf("%d alerts, want the damage and the rescue", len(alerts))
+	}
+}
+
 // survives opens a damaged directory, ships what can be read, and checks that it is a prefix of what was written.
 func survives(t *testing.T, where, dir, stream string, intact bool) {
 	t.Helper()

@@ -200,6 +200,7 @@ func (l *Log) begin(dir string, stream StreamID, from recovered) error {
 		return err
 	}
 	l.counters.oldestInLog.Store(from.oldest)
+	l.shipping.oldest.Store(l.now().UnixMicro()) // until the shipper knows better
 	l.counters.bytes.Store(from.bytes)
 	return nil
 }
@@ -287,6 +288,11 @@ func (l *Log) accept(s *submission, level Level, events []*Event) error {
 	if err := s.encode(level, events); err != nil {
 		return fmt.Errorf("recording: %w: %w", err, ErrUnavailable)
 	}
+	return l.enqueue(s)
+}
+
+// enqueue hands the submission to the committer.
+func (l *Log) enqueue(s *submission) error {
 	l.gate.RLock()
 	defer l.gate.RUnlock()
 	if l.closed {

@@ -214,10 +214,12 @@ func (l *Log) shipOrphans(ctx context.Context) {
 				continue
 			}
 			if !done[stream] {
-				if err := l.shipOrphan(ctx, stream); err != nil {
+				err := l.shipOrphan(ctx, stream)
+				if err != nil {
 					l.logger.Error("audit stream of a dead process cannot be shipped", "stream", stream, "error", err)
 				}
-				done[stream] = ctx.Err() == nil
+				// Trying again helps against neither damage nor another history.
+				done[stream] = ctx.Err() == nil && (err == nil || errors.Is(err, errFrame) || errors.Is(err, ErrChain))
 			}
 			if err := lock.Close(); err != nil {
 				l.logger.Error("audit stream cannot be unlocked", "stream", stream, "error", err)
@@ -241,7 +243,10 @@ func (l *Log) shipOrphan(ctx context.Context, stream StreamID) error {
 		return err
 	}
 	c := courier{l: l, dir: dir, stream: stream}
-	return c.run(ctx)
+	if err = c.run(ctx); found.damaged && errors.Is(err, errFrame) {
+		err = l.rescue(ctx, dir, stream)
+	}
+	return err
 }
 
 // courier takes one stream to Storage.
