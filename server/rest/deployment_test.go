@@ -178,6 +178,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 		}
 	})
 	t.Cleanup(func() {
+		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 		stop, done := context.WithTimeout(context.Background(), 10*time.Second)
 		defer done()
 		if err := d.server.Shutdown(stop); err != nil {
@@ -186,6 +187,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 		cancel()
 		running.Wait()
 		check(t, d.log.Close())
+		access.Close()
 		keys.Close()
 		for _, planted := range []string{plantedFamily, plantedMRN} {
 			if strings.Contains(d.logs.String(), planted) {

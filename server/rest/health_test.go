@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
 
@@ -83,6 +84,43 @@ func TestStorageAway(t *testing.T) {
 	d.storage.Fail(nil)
 	d.want(d.do("GET", "/fhir/R4/Patient/p1", token, ""), http.StatusOK)
 }
+
+// TestIntegrity edits a stored row: the record is withheld, and the answer does not say what is wrong with it.
+func TestIntegrity(t *testing.T) {
+	d := deploy(t, nil)
+	d.patient("p1")
+	d.storage.Edit(phi.Ref{Type: "Patient", ID: "p1"}, func(row *phi.Sealed) { row.Cells[phi.ClassName][20] ^= 1 })
+	a := d.want(d.do("GET", "/fhir/R4/Patient/p1", d.as("backend"), ""), http.StatusInternalServerError)
+	if want := `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"exception","diagnostics":"internal error"}]}`; string(a.body) != want {
+		t.Errorf("answer %s", a.body)
+	}
+	if len(d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id"), Type: audit.TypeSecurityAlert})) == 0 {
+		t.Error("no alert in the trail")
+	}
+}
+
+// TestTimeout gives a handler less time than it takes: its context ends, and the client is told to come back.
+func TestTimeout(t *testing.T) {
+	d := deploy(t, func(c *rest.Config) {
+		c.Timeout = 50 * time.Millisecond
+		c.Relationships = stuck{}
+	})
+	a := d.want(d.do("DELETE", "/v1/relationships/dr/p1", d.as("admin"), ""), http.StatusServiceUnavailable)
+	if a.Header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	if e := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")}); len(e) != 2 || e[0].Event.Outcome != audit.SeriousFailure {
+		t.Errorf("events %+v", e)
+	}
+}
+
+// stuck is a Relationships whose database does not answer.
+type stuck struct{}
+
+func (stuck) Grant(ctx context.Context, _, _, _, _ string) error {
+	return stuck{}.Ungrant(ctx, "", "", "")
+}
+func (stuck) Ungrant(ctx context.Context, _, _, _ string) error { <-ctx.Done(); return ctx.Err() }
 
 // TestJournalAway closes the log: nothing is disclosed, nothing is refused without a trace, and what holds no PHI goes on.
 func TestJournalAway(t *testing.T) {
