@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -172,11 +173,10 @@ func TestClusterLogIsSilent(t *testing.T) {
 	}
 }
 
-// After kill -9 of the holder the kernel stops the server, and the next start takes over at once, whatever is left.
-func TestClusterTakeOver(t *testing.T) {
-	dir := clusterDir(t)
-	start(t, dir).Stop() // initialised
-	holder := exec.Command(os.Args[0])
+// hold starts another process that holds the cluster, and returns the server's pid and DSN.
+func hold(t *testing.T, dir string) (holder *exec.Cmd, pid int, dsn string) {
+	t.Helper()
+	holder = exec.Command(os.Args[0])
 	holder.Env = append(os.Environ(), "CHARTKEEP_TEST_CLUSTER="+dir)
 	out, err := holder.StdoutPipe()
 	if err != nil {
@@ -185,11 +185,39 @@ func TestClusterTakeOver(t *testing.T) {
 	if err := holder.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var pid int
-	var dsn string
 	if _, err := fmt.Fscan(bufio.NewReader(out), &pid, &dsn); err != nil {
 		t.Fatal(err)
 	}
+	return holder, pid, dsn
+}
+
+// After kill -9 of the holder the kernel stops the server: nothing is left even when there is no next start.
+func TestClusterDiesWithHolder(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux does that")
+	}
+	dir := clusterDir(t)
+	start(t, dir).Stop() // initialised
+	holder, _, dsn := hold(t, dir)
+	query(t, dsn, "SELECT 'x'")
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	holder.Wait()
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if pids, err := workers(mustResolve(t, dir)); err == nil && len(pids) == 0 {
+			return
+		} else if time.Now().After(deadline) {
+			t.Fatalf("still there: %v %v", pids, err)
+		}
+	}
+}
+
+// What the kernel could not stop, the next start takes over.
+func TestClusterTakeOver(t *testing.T) {
+	dir := clusterDir(t)
+	start(t, dir).Stop() // initialised
+	holder, pid, dsn := hold(t, dir)
 	query(t, dsn, "SELECT 'x'")
 	if _, err := StartCluster(t.Context(), ClusterConfig{Dir: dir}); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("process %d", holder.Process.Pid)) {
 		t.Errorf("started beside its holder, or the refusal does not name it: %v", err)
