@@ -23,6 +23,7 @@ func searched(t *testing.T) map[string]*Resource {
 			"generalPractitioner":[{"reference":"http://h/fhir/Practitioner/x"},{"identifier":{"system":"http://npi","value":"12"}}],
 			"extension":[{"url":"http://hl7.org/fhir/us/core/StructureDefinition/us-core-race","extension":[{"url":"ombCategory","valueCoding":{"system":"urn:oid:2.16.840.1.113883.6.238","code":"2106-3"}}]},
 				{"url":"http://other","extension":[{"url":"x","valueCoding":{"code":"9999-9"}}]}]}`,
+		"irish": `{"resourceType":"Patient","id":"o","name":[{"family":"O'Brien-Straße"}]}`,
 		"alive": `{"resourceType":"Patient","id":"q","deceasedBoolean":false}`,
 		"weight": `{"resourceType":"Observation","id":"w","status":"final","subject":{"reference":"Patient/p"},
 			"category":[{"coding":[{"system":"http://c","code":"vital-signs"},{"code":"loose"}]}],
@@ -95,6 +96,11 @@ func TestMatch(t *testing.T) {
 		{"patient", "name=ana%20maria", "no"},
 		{"patient", "name=ana  maria", "yes"},
 		{"patient", "name=maria", "no"},
+		{"patient", "name=nu-ñez", "yes"},
+		{"irish", "family=obrien", "yes"},
+		{"irish", "family=o'brien s", "yes"},
+		{"irish", "family=O’BRIEN-STRASSE", "yes"},
+		{"irish", "family=brien", "no"},
 		{"patient", "name=anita", "yes"},
 		{"patient", "name=dr", "yes"},
 		{"patient", "name=official", "no"},
@@ -250,6 +256,7 @@ func TestParseCriterionRefuses(t *testing.T) {
 		{"Patient", "name", "", "value"},
 		{"Patient", "name", "\u0301", "value"},
 		{"Patient", "name", "a,", "value"},
+		{"Patient", "name", "--", "value"},
 		{"Patient", "gender", "", "value"},
 		{"Patient", "identifier", "|", "value"},
 		{"Patient", "identifier", "a|b|c", "value"},
@@ -362,12 +369,15 @@ func TestSearchUSCoreExamples(t *testing.T) {
 
 func TestFold(t *testing.T) {
 	for in, want := range map[string]string{
-		"  García-Núñez ": "garcia-nunez",
+		"  García-Núñez ": "garcianunez",
 		"Zoe\u0308":       "zoe",
-		"a \t b":          "a b",
+		"a \t b":          "ab",
 		"Ａｎｎ":             "ann",
 		"ﬁsh":             "fish",
 		"İ":               "i",
+		"O’Brien Ⅳ.":      "obrieniv",
+		"ΌΣΟΣ":            "οσοσ",
+		" -":              "",
 		"":                "",
 	} {
 		if got := Fold(in); got != want {

@@ -4,25 +4,34 @@ import (
 	"strings"
 	"unicode"
 
+	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
 )
 
-// Fold is how strings are compared in searches: compatibility decomposition (NFKD) without marks, in lower case, runs of
-// white space as one space, none at the ends. "  García-Núñez" is "garcia-nunez".
+// Fold is how strings are compared in searches: compatibility forms, case, marks, punctuation and white space make no
+// difference, so that only letters and numbers stay. "  O’Brien-Núñez" is "obriennunez".
 func Fold(s string) string {
-	ascii := true
+	out := make([]byte, 0, len(s))
 	for i := range len(s) {
-		ascii = ascii && s[i] < 0x80
+		switch c := s[i]; {
+		case c >= 0x80:
+			return foldUnicode(s)
+		case 'A' <= c && c <= 'Z':
+			out = append(out, c|0x20)
+		case 'a' <= c && c <= 'z', isDigit(c):
+			out = append(out, c)
+		}
 	}
-	if !ascii {
-		s = strings.Map(func(c rune) rune {
-			if unicode.Is(unicode.M, c) {
-				return -1
-			}
+	return string(out)
+}
+
+func foldUnicode(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsLetter(c) || unicode.IsNumber(c) {
 			return c
-		}, norm.NFKD.String(s))
-	}
-	return strings.Join(strings.Fields(strings.ToLower(s)), " ")
+		}
+		return -1
+	}, norm.NFKD.String(cases.Fold().String(norm.NFKC.String(s))))
 }
 
 // text is a string search value.
@@ -44,7 +53,7 @@ func parseText(modifier, s string) (matcher, string) {
 		t.compare = func(value, want string) bool { return test(Fold(value), want) }
 	}
 	if t.value == "" {
-		return nil, "the value is empty"
+		return nil, "the value has no letter or number"
 	}
 	return t, ""
 }
