@@ -343,13 +343,9 @@ func TestLikeMemory(t *testing.T) {
 		for _, kind := range []string{"Patient", "Observation", "Practitioner"} {
 			for _, id := range []string{"a", "b", "C", "d-1", "d.2"} {
 				ref := phi.Ref{Type: kind, ID: id}
-				a, errA := stored.FetchHistory(ctx, ref, classes, int64(rapid.IntRange(0, 3).Draw(r, "before")), 2)
-				_ = a
-				if errA != nil {
-					r.Fatal(errA)
-				}
-				h, errA := stored.FetchHistory(ctx, ref, classes, 0, 100)
-				m, errB := memory.FetchHistory(ctx, ref, classes, 0, 100)
+				before, limit := int64(rapid.IntRange(0, 3).Draw(r, "before")), rapid.IntRange(1, 4).Draw(r, "versions")
+				h, errA := stored.FetchHistory(ctx, ref, classes, before, limit)
+				m, errB := memory.FetchHistory(ctx, ref, classes, before, limit)
 				if same("FetchHistory", errA, errB) {
 					sameRows("FetchHistory", h, m)
 				}
