@@ -220,3 +220,10 @@ func FuzzUUID(f *testing.F) {
 		}
 	})
 }
+
+func TestZeroGuardRefuses(t *testing.T) {
+	c := &call{route: &route{serve: func(*call) error { t.Error("a route without a guard was served"); return nil }}}
+	if err := c.guarded(); err == nil {
+		t.Error("no error")
+	}
+}

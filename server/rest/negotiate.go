@@ -29,10 +29,9 @@ func (c *call) negotiate() error {
 	format := q.Peek("_format")
 	if len(format) == 0 {
 		format = c.http.Request().Header.Peek("Accept")
-		if len(format) == 0 {
-			return nil
-		}
-	} else if string(format) == "json" {
+	}
+	switch string(format) { // what nearly every request says, without cutting strings
+	case "", "json", "*/*", mediaJSON, "application/fhir+json":
 		return nil
 	}
 	// A bare "+" in a query is a space.

@@ -281,9 +281,11 @@ func (c *call) written(w *phi.Written) error {
 	location := locationOf(c.s.cfg.Base, w.Resource)
 	if w.Created {
 		status = http.StatusCreated
-		c.http.Response().Header.Set("Location", location)
 	} else {
 		c.http.Response().Header.Set("Content-Location", location)
+	}
+	if w.Created || w.Unchanged { // a conditional create learns where its match is
+		c.http.Response().Header.Set("Location", location)
 	}
 	switch c.prefer().ret {
 	case "minimal":
