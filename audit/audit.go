@@ -11,7 +11,7 @@
 // committer goroutine drains what waits, numbers and chains it, and writes the whole group with one write(2): that
 // releases tickets at level Process. A syncer makes the group durable with one fdatasync: that releases Power. The
 // shipper, off the request path, stores whole groups through Storage (manifest and rows in one transaction): that
-// releases Database. See journal.go for the bytes and for what a crash at each step means.
+// releases Database. See frame.go for the bytes and journal.go for what a crash at each step means.
 //
 // The package imports the standard library and golang.org/x/mod/sumdb only, so that an outside auditor can read all
 // that matters in one sitting.
