@@ -201,7 +201,7 @@ func (l *Log) begin(dir string, stream StreamID, from recovered) error {
 	}
 	l.counters.oldestInLog.Store(from.oldest)
 	l.shipping.oldest.Store(l.now().UnixMicro()) // until the shipper knows better
-	l.counters.bytes.Store(from.bytes)
+	l.counters.bytes.Add(from.bytes)
 	return nil
 }
 
