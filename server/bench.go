@@ -128,9 +128,6 @@ func freshDeployment(ctx context.Context, dir string, cluster *demo.Cluster) (*s
 	if err != nil {
 		return nil, err
 	}
-	if err := postgres.CreateDatabase(ctx, cluster.DSN("postgres"), demoDatabase); err != nil {
-		return nil, fmt.Errorf("creating database: %w", err)
-	}
 	admin := cluster.DSN(demoDatabase)
 	if err := postgres.Migrate(ctx, admin, password); err != nil {
 		return nil, fmt.Errorf("migrating: %w", err)

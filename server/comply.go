@@ -85,7 +85,7 @@ func probes(r *rooms, s *settings) map[string]compliance.Probe {
 			if err != nil {
 				return "", false, err
 			}
-			takes, err := e.TakesPlaintext(ctx, classes[0])
+			takes, err := e.TakesPlaintext(ctx)
 			seen := fmt.Sprintf("%d columns constrained to cells, not constrained: %s; %d stored values are no cells; a readable value is refused: %v",
 				len(sealed), list(open), unsealed, !takes)
 			return seen, len(sealed) == 2*len(classes) && len(open) == 0 && unsealed == 0 && !takes, err

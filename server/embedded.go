@@ -96,9 +96,6 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := postgres.CreateDatabase(ctx, cluster.DSN("postgres"), demoDatabase); err != nil {
-		return fmt.Errorf("creating database: %w", err)
-	}
 	if err := postgres.Migrate(ctx, admin, password); err != nil {
 		return fmt.Errorf("migrating: %w", err)
 	}

@@ -89,6 +89,12 @@ func (r *rooms) close(ctx context.Context) error {
 		r.stopRuns()
 	}
 	r.runs.Wait()
+	if r.access != nil {
+		r.access.Close()
+	}
+	if r.keys != nil {
+		r.keys.Close()
+	}
 	if r.db != nil {
 		r.db.Close()
 	}
