@@ -77,13 +77,12 @@ const drainFor = 10 * time.Second
 func (r *rooms) close(ctx context.Context) error {
 	var errs []error
 	if r.log != nil {
-		// The stop event is written by Close of the log, so the log is closed for new events first and shipped to its end.
-		errs = append(errs, r.log.Close())
 		drain, cancel := context.WithTimeout(ctx, drainFor)
 		if err := r.log.Drain(drain); err != nil {
 			r.logger.Warn("audit trail not fully shipped; the next start continues", "error", err.Error())
 		}
 		cancel()
+		errs = append(errs, r.log.Close())
 	}
 	if r.stopRuns != nil {
 		r.stopRuns()
