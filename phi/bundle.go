@@ -289,10 +289,12 @@ func (a *attempt) tryTransaction(ctx context.Context, entries []*bundleEntry) (*
 			continue
 		}
 		guards = append(guards, g...)
-		if c.existing == nil && taken[c.ref] {
-			return nil, invalid("duplicate", "two entries change the same record").at(e.place())
+		if c.existing == nil {
+			if taken[c.ref] {
+				return nil, invalid("duplicate", "two entries change the same record").at(e.place())
+			}
+			taken[c.ref] = true
 		}
-		taken[c.ref] = true
 		changes[i] = c
 		links.add(e.fullURL, c)
 	}
@@ -333,7 +335,16 @@ func (a *attempt) entryChange(ctx context.Context, e *bundleEntry) (*change, []G
 	switch e.method {
 	case "":
 		return nil, nil, invalid("required", "the entry has no request").at(e.place() + ".request")
-	case "GET":
+	case "GET": // it is read after the commit; what can be refused is refused before
+		letter := auth.Read
+		if e.target.ID == "" {
+			letter = auth.Search
+		}
+		if fault := a.permit(letter, e.target.Type); fault != nil {
+			c.decision = a.decision
+			a.blame(c)
+			return nil, nil, fault.within(c.place)
+		}
 		return nil, nil, nil
 	case "DELETE":
 		c.verb = verbDelete

@@ -117,6 +117,7 @@ func TestTransactionAllOrNothing(t *testing.T) {
 		}},
 		"version":        {"backend", phi.PreconditionFailed, "Bundle.entry[1]", [][5]string{{"", "DELETE", "Observation/" + w.mineObs.ID, "", `,"ifMatch":"W/\"7\""`}}},
 		"denied entry":   {"registrar", phi.Denied, "Bundle.entry[1]", [][5]string{{"", "POST", "Observation", weightOf("Patient/" + w.mine.ID)}}},
+		"denied read":    {"registrar", phi.Denied, "Bundle.entry[1]", [][5]string{{"", "GET", "Observation?patient=" + w.mine.ID}}},
 		"not mine":       {"dr-rivera", phi.Denied, "Bundle.entry[0]", [][5]string{{"", "POST", "Observation", weightOf("Patient/" + w.other.ID)}}},
 		"delete unknown": {"backend", phi.NotFound, "Bundle.entry[1]", [][5]string{{"", "DELETE", "Observation/nobody"}}},
 	} {
@@ -293,5 +294,16 @@ func TestImportHistoryTakesTheNewest(t *testing.T) {
 	got, err := b.Records.Read(context.Background(), backend(), phi.Ref{Type: "Organization", ID: "o1"})
 	if err != nil || !strings.Contains(string(got.JSON), "new") {
 		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestImportKnowsWhatWasPut(t *testing.T) {
+	b := newBench(t)
+	patient := strings.Replace(adam, `{"resourceType":"Patient"`, `{"resourceType":"Patient","id":"p1"`, 1)
+	if _, err := b.Records.Update(context.Background(), backend(), phi.Ref{Type: "Patient", ID: "p1"}, []byte(patient), 0); err != nil {
+		t.Fatal(err)
+	}
+	if res, err := b.Records.Import(context.Background(), backend(), []byte(patient), true); err != nil || res.Unchanged != 1 {
+		t.Errorf("%+v, %v", res, err)
 	}
 }

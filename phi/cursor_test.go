@@ -5,6 +5,8 @@ import (
 	"crypto/cipher"
 	"slices"
 	"testing"
+
+	"github.com/chartkeep/chartkeep/phi/fhir"
 )
 
 func testCipher(t testing.TB) cipher.AEAD {
@@ -55,6 +57,27 @@ func FuzzCursor(f *testing.F) {
 		}
 		if got.Params[0].Value != value {
 			t.Errorf("value %q came back as %q", value, got.Params[0].Value)
+		}
+	})
+}
+
+// An entry that parses addresses what can exist, whatever the bundle holds.
+func FuzzBundle(f *testing.F) {
+	f.Add([]byte(`{"resourceType":"Bundle","type":"batch","entry":[{"fullUrl":"urn:x","resource":{"resourceType":"Patient"},"request":{"method":"POST","url":"Patient","ifNoneExist":"a=b"}}]}`))
+	f.Add([]byte(`{"resourceType":"Bundle","entry":[{"request":{"method":"GET","url":"/Patient/1/_history/2"}},7,{"request":[]}]}`))
+	f.Add([]byte(`{"resourceType":"Bundle","entry":[{"request":{"method":"PUT","url":"Patient/%2f?x","ifMatch":"W/\"0\""}}]}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		_, entries, e := parseBundle(body)
+		if e != nil && len(e.Issues) == 0 {
+			t.Error("an error without issues")
+		}
+		for _, e := range entries {
+			if e.err != nil || e.method == "" {
+				continue
+			}
+			if !fhir.Known(e.target.Type) || e.target.ID != "" && !fhir.ValidID(e.target.ID) || e.ifMatch < 0 {
+				t.Errorf("entry addresses %v", e.target)
+			}
 		}
 	})
 }

@@ -123,11 +123,16 @@ func (a *attempt) decided(refusal func() *Error) *Error {
 	}
 	classes, deidentified, ok := viewOf(a.decision.View)
 	if !ok { // a view that this build does not know shows nothing
-		a.decision.Allowed = false
-		return denied()
+		return a.overrule(denied())
 	}
 	a.view = view{classes, deidentified}
 	return nil
+}
+
+// overrule turns an allowance into a refusal: what the role may see is not enough for what is asked.
+func (a *attempt) overrule(refusal *Error) *Error {
+	a.decision.Allowed, a.decision.Reason = false, auth.ReasonRole
+	return refusal
 }
 
 // event describes the attempt so far, for one record.

@@ -235,18 +235,12 @@ func (a *attempt) resolveImport(ctx context.Context, changes []*change, links *l
 		if c.skipped() {
 			continue
 		}
-		text := c.resource
 		if e := links.resolve(ctx, c); e != nil {
 			if e.Kind == Unavailable || e.Kind == Integrity {
 				return false, e
 			}
 			waits = waits || e.Kind == Unprocessable
 			c.failed(e)
-		}
-		if c.resource != text { // what was rewritten is what is stored, so it is what must be valid
-			c.digest = a.keyed("content", c.resource.Text())
-		} else {
-			c.digest = a.keyed("content", text.Text())
 		}
 	}
 	return waits, nil
@@ -291,7 +285,8 @@ func (a *attempt) skipKnown(ctx context.Context, changes []*change) *Error {
 		if c.skipped() || c.current == nil {
 			continue
 		}
-		if c.current.Digest == c.digest {
+		digest := a.keyed("content", c.resource.Text())
+		if c.current.Digest == digest {
 			c.same = true
 			continue
 		}
@@ -300,7 +295,7 @@ func (a *attempt) skipKnown(ctx context.Context, changes []*change) *Error {
 			return stored(err)
 		}
 		for _, row := range rows {
-			c.same = c.same || row.Digest == c.digest
+			c.same = c.same || row.Digest == digest
 		}
 	}
 	return nil

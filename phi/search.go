@@ -292,19 +292,16 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 	}
 	q.sel.Patient, q.sel.Practitioner = filter.Patient, filter.Practitioner
 	if !filter.All && filter.Patient == "" && filter.Practitioner == "" {
-		a.decision.Allowed = false
-		return denied()
+		return a.overrule(denied())
 	}
 	// A predicate must not reveal what may not be read.
 	for _, element := range q.elements {
 		if !a.view.classes.Has(classOf(a.ref.Type, element)) {
-			a.decision.Allowed = false
-			return fail(Denied, "forbidden", "the search looks at elements that the caller may not read")
+			return a.overrule(fail(Denied, "forbidden", "the search looks at elements that the caller may not read"))
 		}
 	}
 	if a.view.deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil) {
-		a.decision.Allowed = false
-		return fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient")
+		return a.overrule(fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient"))
 	}
 	if !q.bounded && !filter.All && filter.Patient == "" && a.ref.Type != "Patient" && fhir.InPatientCompartment(a.ref.Type) {
 		return invalid("required", "a search over this type needs patient, _id or identifier")
@@ -441,9 +438,14 @@ func (a *attempt) recordHits(ctx context.Context, q *query, hits []hit) *Error {
 
 // find returns at most limit records that match a condition of a conditional create or reference, whoever may see them:
 // that they exist is part of the answer. It is a search like any other, with its event, and shows nothing.
-func (a *attempt) find(ctx context.Context, resourceType string, params []Param, limit int) ([]*Sealed, *query, *Error) {
+func (a *attempt) find(ctx context.Context, resourceType string, params []Param, limit int) (found []*Sealed, q *query, fault *Error) {
 	s := a.begin(a.caller, verbSearch, Ref{Type: resourceType})
-	defer s.finish()
+	defer func() {
+		if fault != nil { // the refusal of the whole is about this decision
+			a.decision = s.decision
+		}
+		s.finish()
+	}()
 	if e := s.permit(auth.Search, resourceType); e != nil {
 		return nil, nil, e
 	}
@@ -457,11 +459,11 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 	q.count = limit
 	for _, element := range q.elements { // no more is opened than the condition looks at, and never less
 		if !s.view.classes.Has(classOf(resourceType, element)) {
-			return nil, nil, denied()
+			return nil, nil, s.overrule(denied())
 		}
 	}
 	if s.view.deidentified {
-		return nil, nil, denied()
+		return nil, nil, s.overrule(denied())
 	}
 	receipt, e := s.recordQuery(ctx, q, params)
 	if e != nil {
@@ -471,11 +473,10 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 	if e != nil {
 		return nil, nil, e
 	}
-	rows := make([]*Sealed, len(hits))
-	for i, h := range hits {
-		rows[i] = h.row
+	for _, h := range hits {
+		found = append(found, h.row)
 	}
-	return rows, q, nil
+	return found, q, nil
 }
 
 // condition applies a conditional create: no match leaves the change as it is, one match takes its place, more are

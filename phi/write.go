@@ -34,7 +34,6 @@ type change struct {
 	current  *Sealed // current version, a tombstone too; nil when there is none
 	existing *Sealed // what a conditional create matched: nothing is written
 	same     bool    // nothing to do: deleted already, or imported already
-	digest   [16]byte
 
 	write Write
 	plain [NumClasses][]byte
@@ -326,8 +325,7 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 	}
 	if c.verb.letter != auth.Create && !a.view.full() {
 		// Who sees a part of a record cannot replace or remove the whole.
-		a.decision.Allowed = false
-		return denied()
+		return a.overrule(denied())
 	}
 	switch {
 	case c.resource == nil && c.current == nil:
@@ -464,6 +462,9 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 			continue
 		}
 		c.fill(updated, a.index)
+		if c.resource != nil {
+			c.write.Digest = a.keyed("content", c.resource.Text())
+		}
 		active = append(active, c)
 		events = append(events, a.intend(c, updated))
 	}
@@ -528,7 +529,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 // fill makes the row of a change, all but cells and seal.
 func (c *change) fill(updated time.Time, x *index) {
 	w := &c.write
-	w.Ref, w.Version, w.Updated, w.Digest = c.ref, 1, updated, c.digest
+	w.Ref, w.Version, w.Updated = c.ref, 1, updated
 	w.Method = map[auth.Interaction]string{auth.Create: "POST", auth.Update: "PUT", auth.Delete: "DELETE"}[c.verb.letter]
 	w.Row = newUUID()
 	if c.current != nil {
