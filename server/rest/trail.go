@@ -269,10 +269,13 @@ func formatCursor(p audit.Position) string {
 
 func parseCursor(s string) (audit.Position, bool) {
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != 24 {
+	if err != nil || len(b) != 24 || len(s) != 32 { // the decoder skips line breaks
 		return audit.Position{}, false
 	}
 	p := audit.Position{PartTime: time.UnixMicro(int64(binary.BigEndian.Uint64(b[:8]))).UTC()}
+	if y := p.PartTime.Year(); y < 1970 || y > 9999 { // no database takes it
+		return audit.Position{}, false
+	}
 	copy(p.ID[:], b[8:])
 	return p, true
 }
