@@ -24,21 +24,12 @@ func testCipher(t testing.TB) cipher.AEAD {
 // Whatever is not a cursor of this scope is refused with the one error, and what is comes back whole.
 func FuzzCursor(f *testing.F) {
 	aead := testCipher(f)
-	good, err := sealCursor(aead, "a", cursor{Params: []Param{{"name", "x"}}, After: "1"})
-	if err != nil {
-		f.Fatal(err)
-	}
 	f.Add("", "")
-	f.Add(good, "x")
-	f.Add(good[:len(good)-1], "\xff")
+	f.Add("AAAA", "x")
+	f.Add("%%%", "\xff")
 	f.Fuzz(func(t *testing.T, text, value string) {
 		if _, err := openCursor(aead, "a", text); err != nil && err != errCursor {
 			t.Errorf("error %v", err)
-		}
-		if text != good {
-			if _, err := openCursor(aead, "a", text); err == nil {
-				t.Errorf("%q opened", text)
-			}
 		}
 		c := cursor{Params: []Param{{"name", value}}, Strict: true, After: "7", Before: 3}
 		sealed, err := sealCursor(aead, "a", c)
@@ -47,6 +38,13 @@ func FuzzCursor(f *testing.F) {
 		}
 		if _, err := openCursor(aead, "b", sealed); err == nil {
 			t.Error("opened in another scope")
+		}
+		for i := range sealed {
+			if i < len(text) && text[i] != sealed[i] { // one character of another text in its place
+				if _, err := openCursor(aead, "a", sealed[:i]+text[i:i+1]+sealed[i+1:]); err == nil {
+					t.Errorf("opened with character %d changed", i)
+				}
+			}
 		}
 		got, err := openCursor(aead, "a", sealed)
 		if err != nil || got.After != c.After || got.Before != c.Before || !got.Strict || len(got.Params) != 1 {
