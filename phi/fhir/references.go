@@ -164,7 +164,7 @@ func attributes(div []byte) [][2]int32 {
 			continue
 		}
 		from := i + width + len(quote)
-		length := bytes.Index(div[from:], quote)
+		length := indexEscaped(div[from:], quote)
 		if length < 0 {
 			return found
 		}
@@ -172,6 +172,19 @@ func attributes(div []byte) [][2]int32 {
 		i = from + length
 	}
 	return found
+}
+
+// indexEscaped is bytes.Index in JSON text: what an escape ends with starts nothing, so \\" holds no \".
+func indexEscaped(text, quote []byte) int {
+	for i := 0; i < len(text); i++ {
+		if bytes.HasPrefix(text[i:], quote) {
+			return i
+		}
+		if text[i] == '\\' {
+			i++
+		}
+	}
+	return -1
 }
 
 // reparse parses text that was made from a parsed resource.

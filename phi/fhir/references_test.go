@@ -92,6 +92,7 @@ func TestRewrite(t *testing.T) {
 func FuzzRewrite(f *testing.F) {
 	f.Add(linked, "Patient/1")
 	f.Add(`{"resourceType":"Patient","text":{"div":"<div href='urn:oid:1 src=\"urn:oid:2\\"}}`, "\"\xff\\")
+	f.Add(`{"resourceType":"Patient","text":{"div":"src=\"urn:oid:\\"}}`, "a")
 	f.Fuzz(func(t *testing.T, text, to string) {
 		r, issues := Parse([]byte(text))
 		if issues != nil {
