@@ -162,7 +162,7 @@ func contiguous(t *testing.T, rows []audit.Stored) {
 func TestOneCallFails(t *testing.T) {
 	for _, op := range []string{"create", "open", "rename", "remove", "syncdir", "write", "datasync", "read", "readdir", "truncate"} {
 		for _, cause := range []error{syscall.EIO, syscall.ENOSPC} {
-			if cause == syscall.ENOSPC && op != "create" && op != "write" && op != "datasync" {
+			if errors.Is(cause, syscall.ENOSPC) && op != "create" && op != "write" && op != "datasync" {
 				continue
 			}
 			for at := range 10 {

@@ -111,8 +111,8 @@ func (j *journal) discard() error {
 	}
 	p := <-j.prepared
 	j.filling = false
-	if p.err != nil {
-		return nil // create has cleaned up
+	if p.err == nil { // else create has cleaned up
+		return errors.Join(p.segment.f.Close(), j.fs.Remove(p.segment.path))
 	}
-	return errors.Join(p.segment.f.Close(), j.fs.Remove(p.segment.path))
+	return nil
 }

@@ -182,7 +182,8 @@ func firstByte(f File, off int64) (int64, error) {
 	buf := make([]byte, 1<<20)
 	for {
 		n, err := f.ReadAt(buf, off)
-		if err != nil && !errors.Is(err, io.EOF) {
+		end := errors.Is(err, io.EOF)
+		if err != nil && !end {
 			return -1, err
 		}
 		if !blank(buf[:n]) {
@@ -192,7 +193,7 @@ func firstByte(f File, off int64) (int64, error) {
 				}
 			}
 		}
-		if err != nil {
+		if end {
 			return -1, nil
 		}
 		off += int64(n)

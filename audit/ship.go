@@ -272,7 +272,7 @@ func (c *courier) run(ctx context.Context) error {
 		case errors.Is(err, ErrChain), errors.Is(err, errFrame):
 			return err
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // to be stopped is no failure
 		}
 		c.l.shipping.failing.Store(true)
 		c.l.logger.Warn("audit shipping failed", "stream", c.stream, "error", err)
@@ -348,7 +348,7 @@ func (c *courier) collect(ctx context.Context, t *cursor) (Batch, error) {
 			}
 			timer.Stop()
 			if ctx.Err() != nil {
-				return Batch{}, nil
+				return Batch{}, nil //nolint:nilerr // to be stopped is no failure
 			}
 			continue
 		}
