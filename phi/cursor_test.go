@@ -3,6 +3,7 @@ package phi
 import (
 	"crypto/aes"
 	"crypto/cipher"
+	"errors"
 	"slices"
 	"testing"
 
@@ -28,7 +29,7 @@ func FuzzCursor(f *testing.F) {
 	f.Add("AAAA", "x")
 	f.Add("%%%", "\xff")
 	f.Fuzz(func(t *testing.T, text, value string) {
-		if _, err := openCursor(aead, "a", text); err != nil && err != errCursor {
+		if _, err := openCursor(aead, "a", text); err != nil && !errors.Is(err, errCursor) {
 			t.Errorf("error %v", err)
 		}
 		c := cursor{Params: []Param{{"name", value}}, Strict: true, After: "7", Before: 3}

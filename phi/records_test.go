@@ -106,7 +106,6 @@ func params(pairs ...string) (p []phi.Param) {
 // content is a resource without id and meta, compact.
 func content(t *testing.T, text []byte) string {
 	t.Helper()
-	var members []json.RawMessage
 	var out bytes.Buffer
 	d := json.NewDecoder(bytes.NewReader(text))
 	if _, err := d.Token(); err != nil {
@@ -121,7 +120,6 @@ func content(t *testing.T, text []byte) string {
 		if err := d.Decode(&raw); err != nil {
 			t.Fatal(err)
 		}
-		members = append(members, raw)
 		if name == "id" || name == "meta" || name == "resourceType" {
 			continue
 		}

@@ -249,7 +249,7 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 	}
 	if more != "" {
 		var err error
-		if page.Next, err = sealCursor(a.Records.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more}); err != nil {
+		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more}); err != nil {
 			return nil, unavailable(err)
 		}
 	} else if from.After == "" {
@@ -271,7 +271,7 @@ func (a *attempt) resume(params []Param, strict bool) (cursor, *Error) {
 			return cursor{}, invalid("value", "_page stands alone")
 		}
 	}
-	from, err := openCursor(a.Records.pages, a.scope("search "+a.ref.Type), params[at].Value)
+	from, err := openCursor(a.pages, a.scope("search "+a.ref.Type), params[at].Value)
 	if err != nil {
 		return cursor{}, invalid("value", "the page is not one that was given to this caller").because(err)
 	}

@@ -102,10 +102,10 @@ func clock(s string) (at, width int64, p precision, rest string) {
 
 // zone reads Z, ±hh:mm (to 14:00) or nothing.
 func zone(s string) (offset int64, zoned, ok bool) {
-	switch {
-	case s == "":
+	switch s {
+	case "":
 		return 0, false, true
-	case s == "Z":
+	case "Z":
 		return 0, true, true
 	}
 	hour, ok1 := decimalDigits(s, 1, 2)

@@ -13,7 +13,7 @@ func TestValidate(t *testing.T) {
 	extension := func(value string) string { return basic(`"extension":[{"url":"http://x",` + value + `}]`) }
 	for _, c := range []struct{ name, text, want string }{ // want is "code expression" per finding
 		{"clean", patient(`"id":"a","active":true`), ""},
-		{"an unknown element", patient(`"nmae":"x"`), "structure Patient.nmae"},
+		{"an unknown element", patient(`"nome":"x"`), "structure Patient.nome"},
 		{"an unknown nested element", patient(`"name":[{"family":"x"},{"famly":"x"}]`), "structure Patient.name[1].famly"},
 		{"an unknown backbone element", patient(`"contact":[{"nam":{}}]`), "structure Patient.contact[0].nam"},
 		{"a name to inject with", patient(`"<script>":"x"`), "structure Patient.?"},
