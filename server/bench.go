@@ -62,6 +62,8 @@ type loadResult struct {
 	Failed   int
 	PerSec   float64
 	P50, P99 time.Duration
+	Server   time.Duration `json:"-"` // CPU of the serving process, a request
+	Database time.Duration `json:"-"` // CPU of PostgreSQL, a request; the trail's ingest is in it
 }
 
 // Run measures and prints; a figure below its target is exit code 1.
@@ -113,7 +115,7 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 		if err != nil {
 			return err
 		}
-		defer a.close(ctx)
+		defer func() { err = errors.Join(err, a.close(ctx)) }()
 		variants = append(variants, variant{name: "compliant read, audit at " + c.name, url: a.base, token: a.token, target: c.target})
 	}
 	return v.measure(ctx, t, r, dir, variants, ids)
@@ -260,6 +262,7 @@ func (v *benchVerb) measure(ctx context.Context, t terminal, r *rooms, dir strin
 	for round := range v.Rounds + 1 { // round 0 warms up
 		for i, x := range variants {
 			before := r.log.Stats()
+			server, database := cpuTimes()
 			res, err := v.spawn(ctx, dir, x, ids)
 			if err != nil {
 				return err
@@ -270,7 +273,6 @@ func (v *benchVerb) measure(ctx context.Context, t terminal, r *rooms, dir strin
 			if round == 0 {
 				continue
 			}
-			results[i] = append(results[i], *res)
 			if x.target > 0 {
 				after := r.log.Stats()
 				if n := after.Recorded - before.Recorded; n < uint64(res.Requests) {
@@ -287,9 +289,13 @@ func (v *benchVerb) measure(ctx context.Context, t terminal, r *rooms, dir strin
 				}
 				slowestDrain = max(slowestDrain, time.Since(began))
 			}
+			serverAfter, databaseAfter := cpuTimes()
+			res.Server = (serverAfter - server) / time.Duration(res.Requests)
+			res.Database = (databaseAfter - database) / time.Duration(res.Requests)
+			results[i] = append(results[i], *res)
 		}
 	}
-	fmt.Fprintf(t.out, "\n%-42s %10s %9s %9s %8s %8s\n", fmt.Sprintf("GET Patient/{id}, %d connections", v.Connections), "req/s", "p50", "p99", "ratio", "target")
+	fmt.Fprintf(t.out, "\n%-42s %8s %9s %9s %10s %10s %7s %7s\n", fmt.Sprintf("GET Patient/{id}, %d connections", v.Connections), "req/s", "p50", "p99", "CPU server", "PostgreSQL", "ratio", "target")
 	missed := 0
 	for i, x := range variants {
 		ratios := make([]float64, len(results[i]))
@@ -305,7 +311,8 @@ func (v *benchVerb) measure(ctx context.Context, t terminal, r *rooms, dir strin
 				missed++
 			}
 		}
-		fmt.Fprintf(t.out, "%-42s %10.0f %9s %9s %8.2f %8s\n", x.name, median(perSecond(results[i])), m.P50.Round(time.Microsecond), m.P99.Round(10*time.Microsecond), ratio, target)
+		fmt.Fprintf(t.out, "%-42s %8.0f %9s %9s %10s %10s %7.2f %7s\n", x.name, median(perSecond(results[i])), m.P50.Round(time.Microsecond), m.P99.Round(10*time.Microsecond),
+			m.Server.Round(100*time.Nanosecond), m.Database.Round(100*time.Nanosecond), ratio, target)
 	}
 	fmt.Fprintf(t.out, "\ningest: at most %d events behind at the end of a phase, caught up in at most %s\n", worstPending, slowestDrain.Round(time.Millisecond))
 	fmt.Fprintf(t.out, "resident memory of the serving process under load: %d MiB (target: under 300)\n", peak>>20)
@@ -446,6 +453,40 @@ func answer(in *bufio.Reader) error {
 	}
 	_, err = io.CopyN(io.Discard, in, int64(length))
 	return err
+}
+
+// cpuTimes are the processor times so far of this process and of all PostgreSQL processes that descend from it (Linux).
+func cpuTimes() (server, database time.Duration) {
+	const tick = time.Second / 100 // USER_HZ, fixed for user space
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	parent, used, names := map[int]int{}, map[int]time.Duration{}, map[int]string{}
+	for _, file := range stats {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		open, end := strings.IndexByte(string(b), '('), strings.LastIndexByte(string(b), ')')
+		f := strings.Fields(string(b[end+1:]))
+		user, _ := strconv.Atoi(f[11])
+		system, _ := strconv.Atoi(f[12])
+		parent[pid], _ = strconv.Atoi(f[1])
+		used[pid], names[pid] = time.Duration(user+system)*tick, string(b[open+1:end])
+	}
+	self := os.Getpid()
+	for pid, t := range used {
+		if pid == self {
+			server = t
+			continue
+		}
+		for p := parent[pid]; p > 1 && names[pid] == "postgres"; p = parent[p] {
+			if p == self {
+				database += t
+				break
+			}
+		}
+	}
+	return server, database
 }
 
 // residentBytes is this process's resident set (Linux).

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -29,7 +30,7 @@ Example: chartkeep comply --data .chartkeep --out evidence`
 }
 
 // Run assesses and reports.
-func (v *complyVerb) Run(ctx context.Context, t terminal) error {
+func (v *complyVerb) Run(ctx context.Context, t terminal) (err error) {
 	s, err := v.resolve(false)
 	if err != nil {
 		return err
@@ -38,7 +39,7 @@ func (v *complyVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
-	defer r.close(ctx)
+	defer func() { err = errors.Join(err, r.close(ctx)) }()
 	name := v.Data
 	if name == "" {
 		name = "the deployment"

@@ -92,7 +92,7 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 		if err != nil {
 			return nil, fmt.Errorf("reading %s: database_url is not a URL", demoJSON)
 		}
-		if c, err := net.Dial("tcp", admin.Host); err != nil {
+		if c, err := net.Dial("tcp", admin.Host); err != nil { //nolint:noctx // loopback answers or refuses at once
 			return nil, fmt.Errorf("the demo in %s is not running; start it with: chartkeep demo --data %s", d.Data, d.Data)
 		} else {
 			c.Close()

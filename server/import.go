@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -42,11 +43,7 @@ func (v *importVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
-	err = importPaths(ctx, r.records, v.Paths, t)
-	if cerr := r.close(ctx); err == nil {
-		err = cerr
-	}
-	return err
+	return errors.Join(importPaths(ctx, r.records, v.Paths, t), r.close(ctx))
 }
 
 // source is one document to import: a whole file, or a run of lines of an NDJSON file.

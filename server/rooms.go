@@ -33,7 +33,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r := &rooms{logger: log}
 	defer func() {
 		if err != nil {
-			r.close(context.WithoutCancel(ctx))
+			err = errors.Join(err, r.close(context.WithoutCancel(ctx)))
 		}
 	}()
 	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, Logger: log}); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -103,19 +104,12 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 		verifier: auth.VerifierConfig{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, Logger: log},
 	}, l, log)
 	if err != nil {
-		r.close(ctx)
-		return err
+		return errors.Join(err, r.close(ctx))
 	}
 	log.Info("serving", "base", public+"/fhir/R4", "version", version())
 	err = a.wait(ctx)
 	log.Info("stopping")
-	if cerr := a.close(ctx); err == nil {
-		err = cerr
-	}
-	if cerr := r.close(ctx); err == nil {
-		err = cerr
-	}
-	return err
+	return errors.Join(err, a.close(ctx), r.close(ctx))
 }
 
 // productionIssuer refuses issuers that cannot be a production identity provider: no TLS, or this very host.

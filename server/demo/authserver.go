@@ -1,7 +1,6 @@
 package demo
 
 import (
-	"crypto"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -107,9 +106,6 @@ func NewAuthServer(cfg AuthServerConfig) (*AuthServer, error) {
 	return s, nil
 }
 
-// ClientKey is the private key of app-backend for private_key_jwt (ES384), so that the tour can show it.
-func (s *AuthServer) ClientKey() crypto.Signer { return s.client.keys[0].private }
-
 // Rotate makes the published next key the signing key and publishes a new next one. Tokens that the old key signed stay
 // valid until they expire, for as long as its public half stays published.
 func (s *AuthServer) Rotate() error {
@@ -175,7 +171,7 @@ func (s *AuthServer) Handler() http.Handler {
 
 func allow(methods string, h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if method := r.Method; !slices.Contains(strings.Split(methods, ", "), method) && !(method == http.MethodHead && strings.Contains(methods, "GET")) {
+		if method := r.Method; !slices.Contains(strings.Split(methods, ", "), method) && (method != http.MethodHead || !strings.Contains(methods, "GET")) {
 			w.Header().Set("Allow", methods)
 			refuse(w, http.StatusMethodNotAllowed, "invalid_request", "use "+methods)
 			return

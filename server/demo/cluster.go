@@ -86,7 +86,7 @@ func startCluster(ctx context.Context, cfg ClusterConfig, say func(string, ...an
 	}()
 
 	link := filepath.Join(home, "postgres")
-	own, err := ownerOf(link, say)
+	own, err := ownerOf(ctx, link, say)
 	if err != nil {
 		return nil, err
 	}
@@ -357,7 +357,7 @@ func (c *Cluster) launch(ctx context.Context, bin *binaries, own *owner) error {
 	if err != nil {
 		return err
 	}
-	cmd := exec.Command(bin.path("postgres"), "-D", c.dir)
+	cmd := exec.Command(bin.path("postgres"), "-D", c.dir) //nolint:noctx // outlives the context of its start; Stop ends it
 	cmd.Dir, cmd.Stdout, cmd.Stderr = c.dir, out, out
 	cmd.Env = own.environment()
 	if c.process, err = startProcess(cmd, own.credential); err != nil {

@@ -222,8 +222,8 @@ func (c *chart) patient() {
 		"address", list{home},
 		"maritalStatus", c.maritalStatus(),
 		"communication", list{object{"language", concept("urn:ietf:bcp:47", "en-US", "English (United States)"), "preferred", true}},
-		"generalPractitioner", list{c.site.organisation.json()},
-		"managingOrganization", c.site.organisation.json(),
+		"generalPractitioner", list{c.organisation.json()},
+		"managingOrganization", c.organisation.json(),
 	}))
 
 	if c.age(generatedAt()) < 18 || c.chance(20) {

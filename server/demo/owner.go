@@ -1,6 +1,7 @@
 package demo
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,7 +19,7 @@ type owner struct {
 
 // ownerOf picks the owner: this process's user; for root the owner of an existing cluster, else user postgres, else nobody,
 // else a new system user chartkeep.
-func ownerOf(data string, say func(string, ...any)) (*owner, error) {
+func ownerOf(ctx context.Context, data string, say func(string, ...any)) (*owner, error) {
 	if os.Geteuid() != 0 {
 		return &owner{}, nil
 	}
@@ -36,7 +37,7 @@ func ownerOf(data string, say func(string, ...any)) (*owner, error) {
 		}
 	}
 	say("Making the system user chartkeep, because PostgreSQL does not run as root")
-	if out, err := exec.Command("useradd", "--system", "--no-create-home", "--shell", "/bin/false", "chartkeep").CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "useradd", "--system", "--no-create-home", "--shell", "/bin/false", "chartkeep").CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("PostgreSQL does not run as root, and no other user can be made (useradd: %w: %s)", err, out)
 	}
 	u, err := user.Lookup("chartkeep")

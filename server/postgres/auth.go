@@ -135,7 +135,7 @@ func (d *DB) Listen(ctx context.Context, wake func()) error {
 		}
 		backoff = min(2*backoff, 5*time.Second)
 	}
-	return nil
+	return nil //nolint:nilerr // to be stopped is no failure
 }
 
 func (d *DB) listenOnce(ctx context.Context, wake func()) error {

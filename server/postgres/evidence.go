@@ -89,7 +89,7 @@ func (e *Evidence) attempt(ctx context.Context, pool *pgxpool.Pool, sql string) 
 	if err != nil {
 		return pgconn.CommandTag{}, err
 	}
-	defer tx.Rollback(context.WithoutCancel(ctx))
+	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	return tx.Exec(ctx, sql)
 }
 

@@ -46,6 +46,6 @@ func (f *Floor) Fetch(ctx context.Context, id string) (body []byte, err error) {
 
 // Close drops the table and the connections.
 func (f *Floor) Close() {
-	f.pool.Exec(context.Background(), `DROP TABLE bench_floor`)
+	_, _ = f.pool.Exec(context.Background(), `DROP TABLE bench_floor`)
 	f.pool.Close()
 }

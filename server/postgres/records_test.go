@@ -59,13 +59,13 @@ func TestRecordRoundTrip(t *testing.T) {
 		}
 		equalSealed(t, got, &want)
 	}
-	if _, err := s.Fetch(ctx, phi.Ref{Type: "Observation", ID: "o-2"}, 0); err != phi.ErrNotFound {
+	if _, err := s.Fetch(ctx, phi.Ref{Type: "Observation", ID: "o-2"}, 0); !errors.Is(err, phi.ErrNotFound) {
 		t.Errorf("Fetch of an unknown record: %v", err)
 	}
 	if k, err := s.Key(ctx, w.Subject, 65535); err != nil || k.KeyID != key.KeyID || string(k.Wrapped) != string(key.Wrapped) {
 		t.Errorf("Key: %+v, %v", k, err)
 	}
-	if _, err := s.Key(ctx, w.Subject, 1); err != phi.ErrNotFound {
+	if _, err := s.Key(ctx, w.Subject, 1); !errors.Is(err, phi.ErrNotFound) {
 		t.Errorf("Key of an unknown segment: %v", err)
 	}
 }
@@ -105,7 +105,7 @@ func TestCommitConflicts(t *testing.T) {
 		if !errors.As(err, &conflict) || !errors.Is(err, phi.ErrVersion) || conflict.Ref != w.Ref {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, err := s.Fetch(ctx, phi.Ref{Type: "Patient", ID: "z"}, 0); err != phi.ErrNotFound {
+		if _, err := s.Fetch(ctx, phi.Ref{Type: "Patient", ID: "z"}, 0); !errors.Is(err, phi.ErrNotFound) {
 			t.Errorf("%s: its neighbour was stored", name)
 		}
 	}

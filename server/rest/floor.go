@@ -19,6 +19,6 @@ func Floor(l net.Listener, fetch func(ctx context.Context, id string) ([]byte, e
 		c.Set(fiber.HeaderContentType, "application/fhir+json; charset=utf-8")
 		return c.Send(body)
 	})
-	go app.Listener(l)
-	return func() { app.Shutdown() }
+	go func() { _ = app.Listener(l) }()
+	return func() { _ = app.Shutdown() }
 }
