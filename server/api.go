@@ -9,6 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
+	"os"
+	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/chartkeep/chartkeep/auth"
@@ -106,6 +109,19 @@ func (a *api) close(ctx context.Context) error {
 	}
 	a.stop()
 	return err
+}
+
+// tune sets what the Go runtime cannot know about this program; GOGC and GOMAXPROCS in the environment win. The live heap is small
+// (records are never cached), so collecting at four times its size costs a few dozen MiB and saves a tenth of the CPU. And a
+// goroutine that returns from fdatasync must not queue behind a hundred runnable ones before it can release its tickets: with
+// more Ps than cores the kernel schedules its thread at once.
+func tune() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(400)
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(2 * runtime.NumCPU())
+	}
 }
 
 // profiler serves net/http/pprof without its global registration.

@@ -71,6 +71,7 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 	if v.Load != "" {
 		return v.load(ctx, t)
 	}
+	tune()
 	dir, err := os.MkdirTemp("", "chartkeep-bench-")
 	if err != nil {
 		return err

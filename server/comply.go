@@ -35,7 +35,9 @@ func (v *complyVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
-	r, err := openRooms(ctx, s, logger(t.err))
+	log := newLog(t.err)
+	defer log.close()
+	r, err := openRooms(ctx, s, log.Logger)
 	if err != nil {
 		return err
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/url"
 	"os"
@@ -184,9 +183,4 @@ func readSecret(file string) (string, error) {
 		return "", fmt.Errorf("reading secret: %w", err)
 	}
 	return strings.TrimSpace(string(b)), nil
-}
-
-// logger writes JSON lines.
-func logger(w interface{ Write([]byte) (int, error) }) *slog.Logger {
-	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.LevelInfo}))
 }

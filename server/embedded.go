@@ -80,6 +80,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 			return usage("--import: %v", err)
 		}
 	}
+	tune()
 	if err := os.MkdirAll(filepath.Join(v.Data, "keys"), 0o700); err != nil {
 		return fmt.Errorf("making data folder: %w", err)
 	}
@@ -115,7 +116,9 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 		return fmt.Errorf("opening log: %w", err)
 	}
 	defer logFile.Close()
-	log := logger(logFile)
+	sink := newLog(logFile)
+	defer sink.close()
+	log := sink.Logger
 	r, err := openRooms(ctx, s, log)
 	if err != nil {
 		return err

@@ -38,8 +38,9 @@ func (v *importVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
-	log := logger(t.err)
-	r, err := openRooms(ctx, s, log)
+	log := newLog(t.err)
+	defer log.close()
+	r, err := openRooms(ctx, s, log.Logger)
 	if err != nil {
 		return err
 	}

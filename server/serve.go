@@ -56,7 +56,10 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
-	log := logger(t.err)
+	tune()
+	sink := newLog(t.err)
+	defer sink.close()
+	log := sink.Logger
 	l, err := net.Listen("tcp", v.Addr)
 	if err != nil {
 		return fmt.Errorf("listening: %w", err)
