@@ -187,7 +187,7 @@ func (m *minter) addPrefix(kind TokenKind, search string) bool {
 func (x *index) lookup(resourceType, param, value string) (alternatives []Token, ok bool) {
 	name, modifier, _ := strings.Cut(param, ":")
 	m := minter{index: x, resourceType: resourceType}
-	for _, alternative := range splitUnescaped(value, ',') {
+	for _, alternative := range fhir.SplitSearchValue(value, ',') {
 		if !m.addSearch(name, modifier, alternative) {
 			return nil, false
 		}
@@ -201,7 +201,7 @@ func (m *minter) addSearch(param, modifier, value string) bool {
 	switch param {
 	case "name", "family", "given":
 		kind := map[string]TokenKind{"name": TokenNamePrefix, "family": TokenFamilyPrefix, "given": TokenGivenPrefix}[param]
-		return isPerson(m.resourceType) && (modifier == "" || modifier == "exact") && m.addPrefix(kind, unescape(value))
+		return isPerson(m.resourceType) && (modifier == "" || modifier == "exact") && m.addPrefix(kind, fhir.SearchLiteral(value))
 	}
 	if modifier != "" {
 		return false
@@ -211,21 +211,21 @@ func (m *minter) addSearch(param, modifier, value string) bool {
 		if class("identifier") != ClassIdentifier {
 			return false
 		}
-		parts := splitUnescaped(value, '|')
-		id := normalizeIdentifier(unescape(parts[len(parts)-1]))
+		parts := fhir.SplitSearchValue(value, '|')
+		id := normalizeIdentifier(fhir.SearchLiteral(parts[len(parts)-1]))
 		switch {
 		case id == "" || len(parts) > 2:
 			return false // a whole system, or malformed
 		case len(parts) == 1:
 			return m.add(TokenIdentifierValue, id)
 		}
-		return m.add(TokenIdentifier, strings.TrimSpace(unescape(parts[0]))+"|"+id)
+		return m.add(TokenIdentifier, strings.TrimSpace(fhir.SearchLiteral(parts[0]))+"|"+id)
 	case "birthdate":
 		date := strings.TrimPrefix(value, "eq")
 		return isPerson(m.resourceType) && isDate(date) && m.add(TokenBirthDate, date)
 	case "phone", "email", "telecom":
-		parts := splitUnescaped(value, '|')
-		contact := unescape(parts[len(parts)-1])
+		parts := fhir.SplitSearchValue(value, '|')
+		contact := fhir.SearchLiteral(parts[len(parts)-1])
 		if class("telecom") != ClassContact || strings.TrimSpace(contact) == "" || len(parts) > 2 {
 			return false
 		}
@@ -238,24 +238,4 @@ func (m *minter) addSearch(param, modifier, value string) bool {
 		return m.add(TokenPhone, normalizePhone(contact)) && m.add(TokenEmail, normalizeEmail(contact))
 	}
 	return false
-}
-
-// splitUnescaped splits at separators that no backslash escapes (http://hl7.org/fhir/R4/search.html#escaping).
-func splitUnescaped(s string, separator byte) []string {
-	var parts []string
-	start := 0
-	for i := 0; i < len(s); i++ {
-		switch s[i] {
-		case '\\':
-			i++
-		case separator:
-			parts = append(parts, s[start:i])
-			start = i + 1
-		}
-	}
-	return append(parts, s[start:])
-}
-
-func unescape(s string) string {
-	return strings.NewReplacer(`\\`, `\`, `\,`, `,`, `\|`, `|`, `\$`, `$`).Replace(s)
 }

@@ -125,6 +125,7 @@ func TestLookup(t *testing.T) {
 		{"name", "van der b", true, true},
 		{"name", "dr", true, true},
 		{"name", "jr", true, true},
+		{"name", `z\oe`, true, true},
 		{"name", "zob", true, false},
 		{"name", "erg", true, false},
 		{"name", "z", false, false},

@@ -209,21 +209,6 @@ func TestTables(t *testing.T) {
 	if in != 67 || !InPatientCompartment("Observation") || !InPatientCompartment("Patient") || InPatientCompartment("Organization") {
 		t.Errorf("%d types in the compartment", in)
 	}
-	for _, c := range [][3]string{
-		{"Patient", "name", "HumanName"},
-		{"Patient", "birthDate", "date"},
-		{"Patient", "contact", "Patient.contact"},
-		{"Patient", "contained", "Resource"},
-		{"Observation", "valueQuantity", "Quantity"},
-		{"Observation", "value", ""},
-		{"Observation", "value[x]", ""},
-		{"Patient", "_birthDate", ""},
-		{"Nothing", "name", ""},
-	} {
-		if got := ElementType(c[0], c[1]); got != c[2] {
-			t.Errorf("%s.%s is %q, want %q", c[0], c[1], got, c[2])
-		}
-	}
 	for _, broken := range []string{"", "not gzip"} {
 		if _, err := readTables([]byte(broken)); err == nil {
 			t.Error("broken tables were read")

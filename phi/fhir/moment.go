@@ -159,7 +159,7 @@ type when struct {
 }
 
 func parseDate(s string) (matcher, string) {
-	prefix, rest, problem := cutPrefix(literal(s))
+	prefix, rest, problem := cutPrefix(SearchLiteral(s))
 	if problem != "" {
 		return nil, problem
 	}

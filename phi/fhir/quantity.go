@@ -16,11 +16,11 @@ type amount struct {
 }
 
 func parseQuantity(kind, s string) (matcher, string) {
-	parts := split(s, '|')
+	parts := SplitSearchValue(s, '|')
 	if len(parts) != 1 && (len(parts) != 3 || kind == "number") {
 		return nil, "a quantity is number or number|system|code"
 	}
-	prefix, digits, problem := cutPrefix(literal(parts[0]))
+	prefix, digits, problem := cutPrefix(SearchLiteral(parts[0]))
 	if problem != "" {
 		return nil, problem
 	}
@@ -30,7 +30,7 @@ func parseQuantity(kind, s string) (matcher, string) {
 		return nil, "the value is not a number"
 	}
 	if len(parts) == 3 {
-		a.system, a.code = literal(parts[1]), literal(parts[2])
+		a.system, a.code = SearchLiteral(parts[1]), SearchLiteral(parts[2])
 		a.unit = a.system == ""
 	}
 	return a, ""

@@ -171,7 +171,7 @@ func ParseCriterion(resourceType, name, value string) (*Criterion, []Issue) {
 	if parse == nil {
 		return nil, []Issue{{"error", "not-supported", "search parameter " + p.name + ": the modifier is not supported", ""}}
 	}
-	for _, alternative := range split(value, ',') {
+	for _, alternative := range SplitSearchValue(value, ',') {
 		m, problem := parse(alternative)
 		if problem != "" {
 			return nil, []Issue{{"error", "value", "search parameter " + p.name + ": " + problem, ""}}
@@ -203,8 +203,9 @@ func parsers(kind, modifier string) func(string) (matcher, string) {
 	return nil
 }
 
-// split cuts at separators that no backslash escapes; the escapes stay.
-func split(s string, separator byte) []string {
+// SplitSearchValue cuts a search value at separators that no backslash escapes; the escapes stay
+// (http://hl7.org/fhir/R4/search.html#escaping). Nothing is one empty part.
+func SplitSearchValue(s string, separator byte) []string {
 	var parts []string
 	start := 0
 	for i := 0; i < len(s); i++ {
@@ -219,8 +220,8 @@ func split(s string, separator byte) []string {
 	return append(parts, s[start:])
 }
 
-// literal removes the escapes of a search value: \, \| \$ \\.
-func literal(s string) string {
+// SearchLiteral removes the escapes of a search value: \, \| \$ \\. A backslash before anything else goes too.
+func SearchLiteral(s string) string {
 	if !strings.Contains(s, `\`) {
 		return s
 	}

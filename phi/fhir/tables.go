@@ -206,14 +206,3 @@ func Types() []string { return slices.Clone(definitions().resources) }
 
 // InPatientCompartment reports whether records of the type belong to patients.
 func InPatientCompartment(t string) bool { return len(definitions().compartment[t]) > 0 }
-
-// ElementType returns the FHIR type of a top-level element ("HumanName"), "" when unknown. For choices pass the name as it
-// stands in JSON ("valueQuantity"). Elements without a type of their own ("Patient.contact") have their path for a type.
-func ElementType(resourceType, element string) string {
-	if t := definitions().types[resourceType]; t != nil {
-		if e := t.elements[element]; e != nil {
-			return e.typ.name
-		}
-	}
-	return ""
-}

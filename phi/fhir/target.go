@@ -9,7 +9,7 @@ type target struct {
 }
 
 func parseReference(modifier, s string) (matcher, string) {
-	value := literal(s)
+	value := SearchLiteral(s)
 	kind, id := splitReference(value)
 	switch {
 	case value == "":
@@ -69,7 +69,7 @@ func (s subject) match(r *Resource, n int32, _ *place) bool {
 type address struct{ modifier, url string }
 
 func parseURI(modifier, s string) (matcher, string) {
-	if s = literal(s); s == "" {
+	if s = SearchLiteral(s); s == "" {
 		return nil, "the value is empty"
 	}
 	return address{modifier, s}, ""

@@ -41,7 +41,7 @@ type text struct {
 }
 
 func parseText(modifier, s string) (matcher, string) {
-	t := text{value: literal(s)}
+	t := text{value: SearchLiteral(s)}
 	if modifier == "exact" {
 		t.compare = func(value, want string) bool { return value == want }
 	} else {

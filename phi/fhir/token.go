@@ -11,13 +11,13 @@ type token struct {
 }
 
 func parseToken(s string) (matcher, string) {
-	parts := split(s, '|')
-	t := token{anySystem: len(parts) == 1, code: literal(parts[len(parts)-1])}
+	parts := SplitSearchValue(s, '|')
+	t := token{anySystem: len(parts) == 1, code: SearchLiteral(parts[len(parts)-1])}
 	switch {
 	case len(parts) > 2:
 		return nil, "more than one bar"
 	case len(parts) == 2:
-		t.system = literal(parts[0])
+		t.system = SearchLiteral(parts[0])
 		t.anyCode = t.code == ""
 	}
 	if t.code == "" && t.system == "" {
