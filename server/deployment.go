@@ -75,7 +75,6 @@ type settings struct {
 
 // resolve reads the files that the flags name. production refuses what is for development only.
 func (d *deployment) resolve(production bool) (*settings, error) {
-	level := map[string]audit.Level{"process": audit.Process, "power": audit.Power, "database": audit.Database}[d.AuditDurability]
 	if d.Data == "" && d.DatabaseURL == "" && !production {
 		d.Data = defaultData
 	}
@@ -96,7 +95,7 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 		} else {
 			c.Close()
 		}
-		return demoSettings(d.Data, f.DatabaseURL, level)
+		return demoSettings(d.Data, f.DatabaseURL, durability(d.AuditDurability))
 	}
 	for name, value := range map[string]string{"--database-url": d.DatabaseURL, "--kms": d.KMS, "--journal": d.Journal} {
 		if value == "" {
@@ -114,7 +113,7 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 	if production && root.Development() {
 		return nil, usage("--kms %s is a development key: its holder can read every record on this disk; name a KMS key", d.KMS)
 	}
-	return &settings{databaseDSN: dsn, root: root, journal: d.Journal, level: level}, nil
+	return &settings{databaseDSN: dsn, root: root, journal: d.Journal, level: durability(d.AuditDurability)}, nil
 }
 
 // demoSettings are the settings of a demo's folder.
@@ -133,6 +132,11 @@ func demoSettings(dir, adminDSN string, level audit.Level) (*settings, error) {
 		return nil, err
 	}
 	return &settings{databaseDSN: dsn.String(), root: root, journal: filepath.Join(dir, demoJournal), level: level}, nil
+}
+
+// durability is what a value of --audit-durability means.
+func durability(name string) audit.Level {
+	return map[string]audit.Level{"process": audit.Process, "power": audit.Power, "database": audit.Database}[name]
 }
 
 func (s *settings) levels() phi.Levels {

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
-	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/phi/keyset"
@@ -107,7 +106,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
-	s, err := demoSettings(v.Data, admin, map[string]audit.Level{"process": audit.Process, "power": audit.Power, "database": audit.Database}[v.AuditDurability])
+	s, err := demoSettings(v.Data, admin, durability(v.AuditDurability))
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r := &rooms{logger: log}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, r.close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, r.close(ctx))
 		}
 	}()
 	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, Logger: log}); err != nil {
@@ -73,15 +73,18 @@ func (r *rooms) start(ctx context.Context, name string, f func(context.Context) 
 // drainFor is how long close waits for the audit trail to reach the database; what does not is shipped by the next start.
 const drainFor = 10 * time.Second
 
-// close drains the journal into the database, stops the background work and closes every room. No request may be under way.
+// close drains the journal into the database, also when ctx is done already (that is how a server is told to stop), stops
+// the background work and closes every room. No request may be under way.
 func (r *rooms) close(ctx context.Context) error {
 	var errs []error
-	if r.log != nil {
-		drain, cancel := context.WithTimeout(ctx, drainFor)
+	if r.stopRuns != nil { // else nobody ships
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
 		if err := r.log.Drain(drain); err != nil {
 			r.logger.Warn("audit trail not fully shipped; the next start continues", "error", err.Error())
 		}
 		cancel()
+	}
+	if r.log != nil {
 		errs = append(errs, r.log.Close())
 	}
 	if r.stopRuns != nil {
