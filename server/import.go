@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -49,9 +50,10 @@ func (v *importVerb) Run(ctx context.Context, t terminal) error {
 
 // source is one document to import: a whole file, or a run of lines of an NDJSON file.
 type source struct {
-	path  string
-	line  int // first line of an NDJSON run, 1-based; 0 for a whole file
-	lines int
+	path   string
+	line   int // first line of an NDJSON run, 1-based; 0 for a whole file
+	lines  int
+	offset int64 // of that line in the file
 }
 
 // ndjsonRun is how many NDJSON lines make one import: enough to fill a commit, few enough to hold in memory.
@@ -87,7 +89,7 @@ func importPaths(ctx context.Context, records *phi.Records, paths []string, t te
 		var deferred []source
 		for _, s := range sources {
 			if ctx.Err() != nil {
-				im.bar.done()
+				im.bar.clear()
 				fmt.Fprintf(t.err, "stopped: %d resources are in; run the same command again to go on\n", im.written)
 				return ctx.Err()
 			}
@@ -101,7 +103,7 @@ func importPaths(ctx context.Context, records *phi.Records, paths []string, t te
 		final = len(deferred) == len(sources)
 		sources = deferred
 	}
-	im.bar.done()
+	im.bar.clear()
 	took := time.Since(began)
 	fmt.Fprintf(t.out, "imported %d resources, %d were there already, %d failed, in %.1f s (%.0f a second)\n",
 		im.written, im.unchanged, im.failed, took.Seconds(), float64(im.written+im.unchanged)/took.Seconds())
@@ -119,13 +121,11 @@ func (im *importer) list(paths []string) ([]source, error) {
 		case ".json":
 			sources = append(sources, source{path: path})
 		case ".ndjson", ".jsonl":
-			n, err := countLines(path)
+			runs, err := cutLines(path)
 			if err != nil {
 				return err
 			}
-			for first := 1; first <= n; first += ndjsonRun {
-				sources = append(sources, source{path: path, line: first, lines: min(ndjsonRun, n-first+1)})
-			}
+			sources = append(sources, runs...)
 		}
 		return nil
 	}
@@ -200,14 +200,17 @@ func (im *importer) read(s source) (content []byte, place func(entry int) string
 		return nil, nil, err
 	}
 	defer f.Close()
+	if _, err := f.Seek(s.offset, io.SeekStart); err != nil {
+		return nil, nil, err
+	}
 	// The lines become a collection, so that they share commits; a line that is not JSON is named by itself.
 	var lines []int
 	doc := []byte(`{"resourceType":"Bundle","type":"collection","entry":[`)
 	in := bufio.NewReaderSize(f, 1<<20)
-	for n := 1; n < s.line+s.lines; n++ {
+	for n := s.line; n < s.line+s.lines; n++ {
 		line, err := in.ReadBytes('\n')
-		if n < s.line {
-			continue
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, nil, err
 		}
 		if line = bytes.TrimSpace(line); len(line) > 0 {
 			if json.Valid(line) {
@@ -219,9 +222,6 @@ func (im *importer) read(s source) (content []byte, place func(entry int) string
 			} else {
 				im.fail(fmt.Sprintf("%s line %d", s.path, n), "not JSON (truncated?)")
 			}
-		}
-		if err != nil {
-			break
 		}
 	}
 	if len(lines) == 0 {
@@ -257,38 +257,44 @@ func issueText(e *phi.Error) string {
 	return strings.Join(parts, "; ")
 }
 
-func countLines(path string) (int, error) {
+// cutLines cuts an NDJSON file into runs.
+func cutLines(path string) ([]source, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer f.Close()
-	n, last := 0, byte('\n')
-	buf := make([]byte, 1<<16)
-	for {
-		k, err := f.Read(buf)
-		n += bytes.Count(buf[:k], []byte{'\n'})
-		if k > 0 {
-			last = buf[k-1]
-		}
-		if err != nil {
-			if last != '\n' {
-				n++
+	var runs []source
+	in := bufio.NewReaderSize(f, 1<<20)
+	begins := true // the next byte begins a line
+	for line, offset := 0, int64(0); ; {
+		part, err := in.ReadSlice('\n')
+		if len(part) > 0 && begins {
+			if line++; line%ndjsonRun == 1 {
+				runs = append(runs, source{path: path, line: line, offset: offset})
 			}
-			return n, nil
+			runs[len(runs)-1].lines++
 		}
+		offset += int64(len(part))
+		switch {
+		case errors.Is(err, io.EOF):
+			return runs, nil
+		case err != nil && !errors.Is(err, bufio.ErrBufferFull):
+			return nil, err
+		}
+		begins = err == nil
 	}
 }
 
 // progress is a bar on a terminal and a line every few seconds elsewhere. Methods are for one goroutine.
 type progress struct {
-	w         interface{ Write([]byte) (int, error) }
+	w         io.Writer
 	tty       bool
 	total, at int
 	said      time.Time
 }
 
-func newProgress(w interface{ Write([]byte) (int, error) }, total int) *progress {
+func newProgress(w io.Writer, total int) *progress {
 	f, ok := w.(*os.File)
 	return &progress{w: w, tty: ok && term.IsTerminal(int(f.Fd())), total: total, said: time.Now()}
 }
@@ -311,8 +317,6 @@ func (p *progress) clear() {
 		fmt.Fprint(p.w, "\r\x1b[K")
 	}
 }
-
-func (p *progress) done() { p.clear() }
 
 // patientsFirst orders paths so that files which others refer to come early.
 func patientsFirst(sources []source) {
