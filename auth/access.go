@@ -191,13 +191,17 @@ func (r Reason) nearness() int {
 }
 
 // Check decides about one record. A record in nobody's compartment (an Organization, say) needs no relationship, and
-// those who are bound to one patient may read it, not write it.
+// those who are bound to one patient may read it, not write it. A stray is not one of these: it is somebody's, and only a
+// rule without relation opens it.
 func (a *Access) Check(ctx context.Context, p *Principal, r Request) Decision {
 	return a.weigh(p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool) Reason {
-		if (bound || rule.relation == RelationSelf) && !own(p, r) {
+		if (bound || rule.relation == RelationSelf) && (r.Stray || !own(p, r)) {
 			return ReasonCompartment
 		}
 		if rule.relation == RelationTreatment {
+			if r.Stray {
+				return ReasonRelationship
+			}
 			return a.treats(ctx, p, r.Patients)
 		}
 		return ReasonAllowed

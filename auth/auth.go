@@ -61,6 +61,7 @@ type Request struct {
 	Interaction Interaction
 	Type        string   // FHIR resource type
 	Patients    []string // patients in whose compartment the record is; empty for records of nobody's
+	Stray       bool     // the type belongs to patients and the record names none: nobody can be said to treat its patient
 	Purpose     string   // purpose of use asked for; "" takes the role's default
 }
 

@@ -133,6 +133,8 @@ func TestDeidentifiedShowsNoIdentity(t *testing.T) {
 	if err != nil || len(page.Resources) != 2 {
 		t.Fatalf("search by code: %+v, %v", page, err)
 	}
+	_, err = w.Records.Search(context.Background(), w.as("researcher"), "Observation", params("_lastUpdated", "gt2024-05-06"), false)
+	wantKind(t, err, phi.Denied)
 	page, err = w.Records.Search(context.Background(), w.as("researcher"), "Observation", params("date", "2024-05-06"), false)
 	if err != nil || len(page.Resources) != 0 {
 		t.Errorf("a day finds %+v in a view of years, %v", page, err)
@@ -214,5 +216,92 @@ func TestTreatmentFollowsTheEncounter(t *testing.T) {
 	// The storage's next answer is no; a decision that was cached is dropped when auth follows the epoch.
 	if _, ok, err := w.Storage.Related(context.Background(), drChen, []string{w.other.ID}); ok || err != nil {
 		t.Errorf("still related after the care team is gone: %v", err)
+	}
+}
+
+// A record of a patient who cannot be told is not everybody's.
+func TestStrayRecords(t *testing.T) {
+	w := newWard(t)
+	ctx := context.Background()
+	const stray = `{"resourceType":"Observation","status":"final","code":{"text":"stray"},"subject":{"reference":"%s"}}`
+	for _, reference := range []string{
+		"http://127.0.0.1/fhir/R4/Patient/" + w.other.ID, "urn:uuid:6b1f3d6a-5a7e-4e53-9f4e-0d8ff2a4a001", "Patient?identifier=MRN-2", "Group/g",
+	} {
+		body := []byte(fmt.Sprintf(stray, reference))
+		_, err := w.Records.Create(ctx, w.as("dr-rivera"), "Observation", body, nil)
+		wantKind(t, err, phi.Unprocessable)
+		kept, err := w.Records.Create(ctx, w.as("backend"), "Observation", body, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, who := range []string{"dr-rivera", "dr-chen", "nurse", "patient"} {
+			_, err := w.Records.Read(ctx, w.as(who), kept.Ref)
+			wantKind(t, err, phi.NotFound)
+			page, err := w.Records.Search(ctx, w.as(who), "Observation", params("_id", kept.ID), false)
+			if err != nil || len(page.Resources) != 0 {
+				t.Errorf("%s finds %+v, %v", who, page, err)
+			}
+		}
+		if page, err := w.Records.Search(ctx, w.as("backend"), "Observation", params("_id", kept.ID), false); err != nil || len(page.Resources) != 1 {
+			t.Errorf("backend finds %+v, %v", page, err)
+		}
+	}
+	// Nor does a record get lost by taking its patient out.
+	body := strings.Replace(fmt.Sprintf(stray, "Group/g"), `{`, `{"id":"`+w.mineObs.ID+`",`, 1)
+	_, err := w.Records.Update(ctx, w.as("dr-rivera"), w.mineObs.Ref, []byte(body), 0)
+	wantKind(t, err, phi.Unprocessable)
+	// A type outside the compartment that names a patient of nowhere would be nobody's, and is refused.
+	for _, device := range []string{
+		`{"resourceType":"Device","patient":{"reference":"http://127.0.0.1/fhir/R4/Patient/p"}}`,
+		`{"resourceType":"Device","contained":[{"resourceType":"Patient","id":"p"}],"patient":{"reference":"#p"}}`,
+	} {
+		_, err := w.Records.Create(ctx, w.as("backend"), "Device", []byte(device), nil)
+		wantKind(t, err, phi.Unprocessable)
+	}
+}
+
+// Who treats one patient cannot name another beside, to write into that chart or to be counted as treating.
+func TestEachPatientNamedIsDecidedAbout(t *testing.T) {
+	w := newWard(t)
+	ctx := context.Background()
+	team := []byte(fmt.Sprintf(`{"resourceType":"CareTeam","status":"active","subject":{"reference":"Patient/%s"},`+
+		`"participant":[{"member":{"reference":"Patient/%s"}},{"member":{"reference":"Practitioner/%s"}}]}`, w.mine.ID, w.other.ID, drRivera))
+	_, err := w.Records.Create(ctx, w.as("dr-rivera"), "CareTeam", team, nil)
+	wantKind(t, err, phi.Denied)
+	kept, err := w.Records.Create(ctx, w.as("backend"), "CareTeam", team, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.Records.Read(ctx, w.as("dr-rivera"), w.other.Ref)
+	wantKind(t, err, phi.NotFound)
+	if _, err := w.Records.Read(ctx, w.as("dr-rivera"), kept.Ref); err != nil {
+		t.Errorf("the team of the own patient: %v", err)
+	}
+	// What it names already may stay when the record is edited.
+	edited := strings.Replace(string(team), `{`, `{"id":"`+kept.ID+`",`, 1)
+	if _, err := w.Records.Update(ctx, w.as("dr-rivera"), kept.Ref, []byte(edited), 0); err != nil {
+		t.Errorf("editing the team of the own patient: %v", err)
+	}
+}
+
+// A condition tells nothing about records that the caller could not find by searching.
+func TestConditionsSeeWhatTheCallerSees(t *testing.T) {
+	w := newWard(t)
+	ctx := context.Background()
+	mine := fmt.Sprintf(weight, w.mine.ID)
+	for _, value := range []string{"29463-7", "other"} { // what the other patient has, and has not
+		condition := []phi.Param{{Name: "patient", Value: w.other.ID}, {Name: "code", Value: value}}
+		res, err := w.Records.Create(ctx, w.as("dr-rivera"), "Observation", []byte(mine), condition)
+		if err != nil || !res.Created {
+			t.Errorf("a conditional create on another's %s: %+v, %v", value, res, err)
+		}
+		bundle := fmt.Sprintf(`{"resourceType":"Bundle","type":"transaction","entry":[{"request":{"method":"POST","url":"Observation"},"resource":%s}]}`,
+			strings.TrimSuffix(mine, "}")+`,"focus":[{"reference":"Observation?patient=`+w.other.ID+`&code=`+value+`"}]}`)
+		_, err = w.Records.Bundle(ctx, w.as("dr-rivera"), []byte(bundle))
+		wantKind(t, err, phi.Unprocessable)
+	}
+	for _, family := range []string{"Lindgren", "Nobody"} {
+		_, err := w.Records.Create(ctx, w.as("dr-chen"), "Patient", []byte(adam), []phi.Param{{Name: "family", Value: family}})
+		wantKind(t, err, phi.Denied)
 	}
 }

@@ -109,6 +109,7 @@ func (a *attempt) admit(ctx context.Context, letter auth.Interaction, resourceTy
 	since := time.Now()
 	a.decision = a.access.Check(ctx, a.caller.Principal, auth.Request{
 		Interaction: letter, Type: resourceType, Patients: patients, Purpose: a.caller.Purpose,
+		Stray: len(patients) == 0 && belongs(resourceType),
 	})
 	a.trace.Decision += time.Since(since)
 	return a.decided(refusal)

@@ -266,7 +266,7 @@ func (a *attempt) resume(params []Param, strict bool) (cursor, *Error) {
 	}
 	for _, p := range params {
 		switch p.Name {
-		case pageParam, "_format", "_pretty":
+		case pageParam, "_format", "_pretty", "_count": // a count may be said again; the pages keep theirs
 		default:
 			return cursor{}, invalid("value", "_page stands alone")
 		}
@@ -290,7 +290,7 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 	if e := a.decided(denied); e != nil {
 		return e
 	}
-	q.sel.Patient, q.sel.Practitioner = filter.Patient, filter.Practitioner
+	q.sel.Patient, q.sel.Practitioner, q.sel.Named = filter.Patient, filter.Practitioner, belongs(a.ref.Type)
 	if !filter.All && filter.Patient == "" && filter.Practitioner == "" {
 		return a.overrule(denied())
 	}
@@ -300,8 +300,8 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 			return a.overrule(fail(Denied, "forbidden", "the search looks at elements that the caller may not read"))
 		}
 	}
-	if a.view.deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil) {
-		return a.overrule(fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient"))
+	if a.view.deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil || !q.sel.UpdatedFrom.IsZero() || !q.sel.UpdatedTo.IsZero()) {
+		return a.overrule(fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient, nor by more of a date than its year"))
 	}
 	if !q.bounded && !filter.All && filter.Patient == "" && a.ref.Type != "Patient" && fhir.InPatientCompartment(a.ref.Type) {
 		return invalid("required", "a search over this type needs patient, _id or identifier")
@@ -436,8 +436,9 @@ func (a *attempt) recordHits(ctx context.Context, q *query, hits []hit) *Error {
 	return e
 }
 
-// find returns at most limit records that match a condition of a conditional create or reference, whoever may see them:
-// that they exist is part of the answer. It is a search like any other, with its event, and shows nothing.
+// find returns at most limit records that match a condition of a conditional create or reference. It is a search like any
+// other, with its event, and finds what the caller could find: a condition that held on other people's records would tell
+// what is in them.
 func (a *attempt) find(ctx context.Context, resourceType string, params []Param, limit int) (found []*Sealed, q *query, fault *Error) {
 	s := a.begin(a.caller, verbSearch, Ref{Type: resourceType})
 	defer func() {
@@ -457,10 +458,8 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 		return nil, nil, precondition("multiple-matches", "the condition is not selective enough")
 	}
 	q.count = limit
-	for _, element := range q.elements { // no more is opened than the condition looks at, and never less
-		if !s.view.classes.Has(classOf(resourceType, element)) {
-			return nil, nil, s.overrule(denied())
-		}
+	if e := s.narrow(ctx, q); e != nil {
+		return nil, nil, e
 	}
 	if s.view.deidentified {
 		return nil, nil, s.overrule(denied())

@@ -94,6 +94,7 @@ type Selection struct {
 	// from auth.Filter and apply before the limit.
 	Practitioner string
 	Patient      string
+	Named        bool // with either of them, records that name no patient are left out too
 }
 
 // Errors of Storage. Any other error means that the storage is not available now.

@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -194,6 +195,29 @@ func patientsOf(r *fhir.Resource) []string {
 	return nil
 }
 
+// belongs reports whether records of a type are somebody's. One that names no patient of ours is then not nobody's, but
+// of a patient who cannot be told: those who need a relationship do not get to see it.
+func belongs(resourceType string) bool {
+	return resourceType != "Schedule" && (resourceType == "Binary" || fhir.InPatientCompartment(resourceType))
+}
+
+// unresolved returns where a record that is nobody's by its type names a patient all the same, in a form that leads to
+// none of ours (another server's URL, an unresolved urn:uuid:); "" when it does not.
+func unresolved(r *fhir.Resource) string {
+	for _, ref := range r.References() {
+		element, _, _ := strings.Cut(strings.TrimPrefix(ref.Expression, r.Type+"."), ".")
+		switch element {
+		case "patient", "subject", "for", "securityContext":
+			contained, _ := strings.CutPrefix(ref.Value, "#")
+			if strings.HasPrefix(ref.Value, "Patient?") || strings.Contains(ref.Value, "/Patient/") || strings.HasPrefix(ref.Value, "urn:") ||
+				contained != ref.Value && gjson.GetBytes(r.Text(), `contained.#(id=="`+contained+`").resourceType`).String() == "Patient" {
+				return ref.Expression
+			}
+		}
+	}
+	return ""
+}
+
 // patientReference returns the id of a relative reference to a patient, versioned or not.
 func patientReference(reference string) (string, bool) {
 	id, ok := strings.CutPrefix(reference, "Patient/")
@@ -313,8 +337,7 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 		}
 	}
 	if c.resource != nil {
-		// What a record belongs to is named by the caller; whether that patient exists is not said to those who may not know.
-		if e := a.admit(ctx, letter, c.ref.Type, c.patients, denied); e != nil {
+		if e := a.authoriseContent(ctx, c, letter); e != nil {
 			return e
 		}
 	}
@@ -336,6 +359,33 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 		c.same = true
 	}
 	return nil
+}
+
+// authoriseContent decides by whom the new content says that it is about. What a record belongs to is named by the
+// caller; whether that patient exists is not said to those who may not know.
+func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.Interaction) *Error {
+	if len(c.patients) == 0 && !belongs(c.ref.Type) {
+		if at := unresolved(c.resource); at != "" {
+			return fail(Unprocessable, "not-found", "the patient that is referred to is not one of this server's").at(at)
+		}
+	}
+	// One patient of several is enough to see a record, not to put it into the charts of the others: each that the version
+	// before did not name is decided about.
+	if len(c.patients) > 1 {
+		for _, patient := range c.patients {
+			if c.current != nil && slices.Contains(c.current.Patients, patient) {
+				continue
+			}
+			if e := a.admit(ctx, letter, c.ref.Type, []string{patient}, denied); e != nil {
+				return e
+			}
+		}
+	}
+	e := a.admit(ctx, letter, c.ref.Type, c.patients, denied)
+	if e != nil && e.Kind == Denied && len(c.patients) == 0 && belongs(c.ref.Type) {
+		return fail(Unprocessable, "required", "a record of this type must refer to its patient, as Patient/id").at(c.ref.Type)
+	}
+	return e
 }
 
 // errNoPatient is the cause that an import can wait for.
@@ -539,7 +589,7 @@ func (c *change) fill(updated time.Time, x *index) {
 		c.patients = c.current.Patients
 	} else {
 		w.Tokens = x.tokens(c.resource)
-		w.Treats = treatments(c.resource, c.patients)
+		w.Treats = treatments(c.resource)
 		c.plain = split(c.resource)
 	}
 	w.Patients = c.patients
@@ -609,8 +659,9 @@ func (a *attempt) showExisting(ctx context.Context, c *change) (*Resource, *Erro
 	return res, e
 }
 
-// treatments derives what a record says about who treats whom.
-func treatments(r *fhir.Resource, patients []string) []Treatment {
+// treatments derives what a record says about who treats whom. The patient treated is the subject: others whom the record
+// names (a relative in the care team) are not treated by it.
+func treatments(r *fhir.Resource) []Treatment {
 	var path string
 	switch r.Type {
 	case "Encounter":
@@ -621,8 +672,11 @@ func treatments(r *fhir.Resource, patients []string) []Treatment {
 		return nil
 	}
 	var members []gjson.Result
+	patient := ""
 	for _, e := range r.Elements {
 		switch e.Name {
+		case "subject":
+			patient, _ = patientReference(gjson.GetBytes(e.Raw, "reference").String())
 		case "status":
 			switch gjson.ParseBytes(e.Raw).String() {
 			case "cancelled", "entered-in-error", "inactive", "suspended", "proposed":
@@ -636,10 +690,7 @@ func treatments(r *fhir.Resource, patients []string) []Treatment {
 	for _, m := range members {
 		id, ok := strings.CutPrefix(m.String(), "Practitioner/")
 		id, _, _ = strings.Cut(id, "/_history/")
-		if !ok || !fhir.ValidID(id) {
-			continue
-		}
-		for _, patient := range patients {
+		if ok && fhir.ValidID(id) && fhir.ValidID(patient) {
 			treats = append(treats, Treatment{Practitioner: id, Patient: patient})
 		}
 	}

@@ -224,10 +224,10 @@ func (s *Storage) selected(w *phi.Write, sel phi.Selection) bool {
 		!sel.UpdatedFrom.IsZero() && w.Updated.Before(sel.UpdatedFrom),
 		!sel.UpdatedTo.IsZero() && !w.Updated.Before(sel.UpdatedTo),
 		sel.After != "" && w.ID <= sel.After,
-		sel.Patient != "" && len(w.Patients) > 0 && !in(sel.Patient):
+		sel.Patient != "" && (sel.Named || len(w.Patients) > 0) && !in(sel.Patient):
 		return false
 	}
-	if sel.Practitioner != "" && len(w.Patients) > 0 {
+	if sel.Practitioner != "" && (sel.Named || len(w.Patients) > 0) {
 		if _, ok := s.related(sel.Practitioner, w.Patients); !ok {
 			return false
 		}

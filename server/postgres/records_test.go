@@ -311,7 +311,7 @@ func TestLikeMemory(t *testing.T) {
 		}
 		classes := phi.ClassSet(rapid.IntRange(0, int(phi.AllClasses)).Draw(r, "classes"))
 		for range 8 {
-			sel := phi.Selection{Type: types.Draw(r, "type"), Limit: rapid.IntRange(1, 5).Draw(r, "limit")}
+			sel := phi.Selection{Type: types.Draw(r, "type"), Limit: rapid.IntRange(1, 5).Draw(r, "limit"), Named: rapid.Bool().Draw(r, "named")}
 			if rapid.Bool().Draw(r, "by ids") {
 				sel.IDs = rapid.SliceOfN(ids, 0, 3).Draw(r, "ids")
 			}

@@ -43,15 +43,23 @@ func searchSQL(columns string, sel phi.Selection) (string, []any) {
 		sets = append(sets, compartments(named(sel.Patients)))
 	}
 	if sel.Patient != "" {
-		sets = append(sets, compartments([]string{sel.Patient, ""}))
+		in := []string{sel.Patient}
+		if !sel.Named {
+			in = append(in, "") // records of nobody's
+		}
+		sets = append(sets, compartments(in))
 	}
 	var where strings.Builder
 	if sel.Practitioner != "" {
+		orNobodys, unionNobodys := `r.patients = '{}' OR `, ` UNION SELECT ''`
+		if sel.Named {
+			orNobodys, unionNobodys = ``, ``
+		}
 		if len(sets) == 0 {
-			sets = append(sets, `SELECT p.id FROM (SELECT patient FROM treatment WHERE practitioner = `+param(sel.Practitioner)+`
-				UNION SELECT '') w JOIN record_patient p USING (patient) WHERE p.type = $1 AND p.id > $2`)
+			sets = append(sets, `SELECT p.id FROM (SELECT patient FROM treatment WHERE practitioner = `+param(sel.Practitioner)+
+				unionNobodys+`) w JOIN record_patient p USING (patient) WHERE p.type = $1 AND p.id > $2`)
 		} else {
-			where.WriteString(` AND (r.patients = '{}' OR EXISTS (SELECT FROM treatment t
+			where.WriteString(` AND (` + orNobodys + `EXISTS (SELECT FROM treatment t
 				WHERE t.practitioner = ` + param(sel.Practitioner) + ` AND t.patient = ANY (r.patients)))`)
 		}
 	}
