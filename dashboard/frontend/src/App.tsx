@@ -86,9 +86,9 @@ function Shell({ session: s, become }: { session: Session; become: (s: Session) 
 /** How the deployment is, in a word, watched all the time. */
 function Connection() {
   const ready = useQuery({ queryKey: ['ready'], queryFn: ({ signal }) => readiness(signal), refetchInterval: 15_000, retry: false });
-  if (ready.isPending) return <Badge variant="default">Server: asking</Badge>;
-  if (ready.isError) return <Badge color="red" variant="light">Server: {ready.error.message.replace(/\.$/, '')}</Badge>;
-  return <Badge color="teal" variant="light">Server: {ready.data.status}</Badge>;
+  if (ready.isPending) return <Badge variant="default" tt="none">Server: asking</Badge>;
+  if (ready.isError) return <Badge color="red" variant="dot" tt="none">Server: {ready.error.message.replace(/\.$/, '')}</Badge>;
+  return <Badge color="teal" variant="dot" tt="none">Server: {ready.data.status}</Badge>;
 }
 
 function SchemeButton() {

@@ -118,7 +118,7 @@ export function Explorer({ server, name, onSignedOut }: { server: string; name: 
             <Table className="trail" role="grid" aria-label="Audit events" stickyHeader highlightOnHover verticalSpacing={4} fz="xs">
               <Table.Thead>
                 <Table.Tr>
-                  {['Time', 'Who', 'Application', 'Interaction', 'Record', 'Patient', 'Decision', 'Outcome', 'Took'].map((h) => <Table.Th key={h}>{h}</Table.Th>)}
+                  {['Time (UTC)', 'Who', 'Interaction', 'Decision', 'Outcome', 'Record', 'Patient', 'Took', 'Application'].map((h) => <Table.Th key={h}>{h}</Table.Th>)}
                 </Table.Tr>
               </Table.Thead>
               <Table.Tbody>
@@ -168,22 +168,22 @@ function Row({ event: e, index, selected, onSelect, onOpen }: RowProps) {
         if (k.key === 'Enter') onOpen();
       }}
     >
-      <Table.Td className="mono">{utc(e.recorded)}</Table.Td>
+      <Table.Td className="mono">{utc(e.recorded).replace(' UTC', '')}</Table.Td>
       <Table.Td>{who(e)}</Table.Td>
-      <Table.Td>{e.agent.client ?? ''}</Table.Td>
       <Table.Td>{e.interaction || kind(e.type)}</Table.Td>
-      <Table.Td className="mono clip">{what(e)}</Table.Td>
-      <Table.Td className="mono clip">{e.patient ?? ''}</Table.Td>
       <Table.Td><State of={decision(e.decision.allowed)} /></Table.Td>
       <Table.Td><State of={outcome(e.outcome)} /></Table.Td>
+      <Table.Td className="mono clip">{what(e)}</Table.Td>
+      <Table.Td className="mono clip">{e.patient ?? ''}</Table.Td>
       <Table.Td className="mono number">{duration(e.timing.total)}</Table.Td>
+      <Table.Td>{e.agent.client ?? ''}</Table.Td>
     </Table.Tr>
   );
 }
 
 /** A verdict: its word says it, its colour repeats it. */
 export function State({ of }: { of: Verdict }) {
-  return <Badge size="sm" variant="light" color={of.color} tt="none">{of.word}</Badge>;
+  return <Badge className="verdict" size="sm" variant="dot" color={of.color} tt="none">{of.word}</Badge>;
 }
 
 function Empty({ filters, onClear }: { filters: Record<string, string>; onClear: () => void }) {

@@ -26,6 +26,14 @@ export function Inspector({ event: e, onClose, onQuery }: Props) {
       </Group>
       <Text size="sm" my="sm">{sentence(e)}</Text>
       <Stack gap="md">
+        <Facts title={e.decision.allowed ? 'Why allowed' : 'Why denied'}>
+          {fact('Decision', <State of={decision(e.decision.allowed)} />)}
+          {fact('Rule', e.decision.rule && <Code>{e.decision.rule}</Code>)}
+          {fact('Reason', e.decision.reason)}
+          {fact('View', e.decision.view)}
+          {fact('Purpose', e.purpose && purpose(e.purpose))}
+          {fact('Policy version', e.decision.policy)}
+        </Facts>
         <Facts title="Who">
           {fact('Name', e.agent.name)}
           {fact('User', more('agent', e.agent.user))}
@@ -47,14 +55,6 @@ export function Inspector({ event: e, onClose, onQuery }: Props) {
             </Fact>
           ))}
           {fact('Fields touched', e.classes.join(', ') || 'none')}
-        </Facts>
-        <Facts title={e.decision.allowed ? 'Why allowed' : 'Why denied'}>
-          {fact('Decision', <State of={decision(e.decision.allowed)} />)}
-          {fact('Rule', e.decision.rule && <Code>{e.decision.rule}</Code>)}
-          {fact('Reason', e.decision.reason)}
-          {fact('View', e.decision.view)}
-          {fact('Purpose', e.purpose && purpose(e.purpose))}
-          {fact('Policy version', e.decision.policy)}
         </Facts>
         <Facts title="Request">
           {fact('Request id', more('request_id', e.request_id))}

@@ -29,7 +29,7 @@ const client = new QueryClient({
 
 createRoot(root).render(
   <StrictMode>
-    <MantineProvider defaultColorScheme="auto" getStyleNonce={nonce} theme={{ primaryColor: 'cyan', respectReducedMotion: true, cursorType: 'pointer' }}>
+    <MantineProvider defaultColorScheme="auto" getStyleNonce={nonce} theme={{ primaryColor: 'cyan', primaryShade: { light: 9, dark: 8 }, respectReducedMotion: true, cursorType: 'pointer' }}>
       <QueryClientProvider client={client}>
         <App />
       </QueryClientProvider>

@@ -14,8 +14,11 @@ export interface QueryError {
 export const outcomes: Record<string, string> = { success: '0', refused: '4', failed: '8', broken: '12', intent: '-1' };
 
 const text = (v: string) => v;
-const oneOf = (words: Record<string, string>) => (v: string) =>
-  words[v.toLowerCase()] ?? (Object.values(words).includes(v) ? v : undefined);
+function outcome(v: string): string | undefined {
+  const word = v.toLowerCase();
+  if (Object.hasOwn(outcomes, word)) return outcomes[word];
+  return Object.values(outcomes).includes(v) ? v : undefined;
+}
 
 function instant(v: string): string | undefined {
   const day = /^\d{4}-\d{2}-\d{2}$/.test(v);
@@ -42,7 +45,7 @@ export const fields: Record<string, Field> = {
   interaction: { parse: text, hint: 'e.g. read, search-type, create' },
   type: { parse: text, hint: 'rest, or a DICOM code like 110114' },
   action: { parse: (v) => (/^[CRUDE]$/i.test(v) ? v.toUpperCase() : undefined), hint: 'C, R, U, D or E' },
-  outcome: { parse: oneOf(outcomes), hint: Object.keys(outcomes).join(', ') },
+  outcome: { parse: outcome, hint: Object.keys(outcomes).join(', ') },
   entity: { parse: text, hint: 'Type or Type/id' },
   from: { parse: instant, hint: 'a day or time in UTC, e.g. 2026-11-22 or 2026-11-22T08:30' },
   to: { parse: instant, hint: 'a day or time in UTC, e.g. 2026-11-22 or 2026-11-22T08:30' },
