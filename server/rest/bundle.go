@@ -211,15 +211,13 @@ func appendEntryResult(dst []byte, base string, e *phi.EntryResult, page []byte,
 	var status string
 	var resource []byte
 	var version *phi.Resource
-	var outcomeIssues []fhir.Issue
+	var failure []byte
 	location := ""
 	switch {
 	case e.Err != nil:
 		r := refused(e.Err)
 		status = statusLine(r.status)
-		if outcomeIssues = r.issues; len(outcomeIssues) == 0 {
-			outcomeIssues = []fhir.Issue{{Severity: "error", Code: r.code, Diagnostics: r.text}}
-		}
+		failure = outcome(r)
 	case e.Written != nil:
 		status = statusLine(http.StatusOK)
 		if e.Method == http.MethodDelete {
@@ -255,9 +253,9 @@ func appendEntryResult(dst []byte, base string, e *phi.EntryResult, page []byte,
 	if version != nil {
 		dst = appendVersion(dst, version)
 	}
-	if outcomeIssues != nil {
+	if failure != nil {
 		dst = append(dst, `,"outcome":`...)
-		dst = appendOutcome(dst, outcomeIssues)
+		dst = append(dst, failure...)
 	}
 	return append(dst, `}}`...)
 }
