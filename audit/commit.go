@@ -35,6 +35,7 @@ type committer struct {
 	part     int64 // part time of the last record, µs
 	current  *segment
 	free     []*group // guarded by Log.mu
+	held     []*submission
 	salts    [4096]byte
 	saltsAt  int
 	downFrom time.Time
@@ -57,7 +58,7 @@ func (l *Log) commit() {
 			// Callers that are about to submit go first: larger groups, fewer system calls. Measured at 32 callers: 15
 			// events a group instead of 1, twice the throughput at level process.
 			runtime.Gosched()
-			l.write(s)
+			l.write(l.hold(s)...)
 		case <-l.broken:
 			if l.stuck() {
 				l.repair(nil)
@@ -70,14 +71,34 @@ func (l *Log) commit() {
 	}
 }
 
-// write makes one group of the submission and of all that wait behind it, and writes it.
-func (l *Log) write(s *submission) {
+// hold keeps submissions that wait for fdatasync back while another one is under way: they could not be granted before its end
+// anyway, and one group is cheaper to write than ten. Whoever waits for write(2) only ends it at once.
+func (l *Log) hold(s *submission) []*submission {
+	held := append(l.committer.held[:0], s)
+	for s != nil && s.level > Process && len(held) < groupEvents && l.busy.Load() {
+		select {
+		case s = <-l.in: // nil when the channel is closed
+			if s != nil {
+				held = append(held, s)
+			}
+		case <-l.synced:
+			s = nil
+		}
+	}
+	l.committer.held = held
+	return held
+}
+
+// write makes one group of the submissions and of all that wait behind them, and writes it.
+func (l *Log) write(held ...*submission) {
 	if down := l.down.Load(); down != nil {
-		l.refuse(s, *down)
-		l.counters.settled.Add(1)
+		for _, s := range held {
+			l.refuse(s, *down)
+		}
+		l.counters.settled.Add(uint64(len(held)))
 		return
 	}
-	g := l.gather(s)
+	g := l.gather(held)
 	defer l.counters.settled.Add(uint64(len(g.waiting)))
 	c := &l.committer
 	if l.stuck() {
@@ -123,15 +144,15 @@ func (l *Log) stuck() bool {
 	return l.committer.current.failed || len(l.unsynced) > 0 && l.unsynced[0].segment.failed
 }
 
-// gather numbers and chains the submission and those that wait behind it.
-func (l *Log) gather(s *submission) *group {
+// gather numbers and chains the submissions and those that wait behind them.
+func (l *Log) gather(held []*submission) *group {
 	c := &l.committer
 	g := l.newGroup()
 	g.first, g.prev, g.floor = c.next, c.chain, c.part
 	wall := l.partTime()
 	mono := int64(time.Since(l.opened))
 	g.frame = append(g.frame, make([]byte, groupHeadLen)...)
-	for s != nil {
+	add := func(s *submission) {
 		start := 0
 		for _, end := range s.ends {
 			r := record{seq: c.next, part: wall, mono: mono, salt: c.salt(), body: s.bodies[start:end]}
@@ -143,12 +164,19 @@ func (l *Log) gather(s *submission) *group {
 		s.last = c.next
 		g.waiting = append(g.waiting, s)
 		g.power = g.power || s.level > Process
-		s = nil
-		if c.next-g.first < groupEvents && len(g.frame) < groupBytes {
-			select {
-			case s = <-l.in: // nil when the channel is closed
-			default:
+	}
+	for i, s := range held {
+		add(s)
+		held[i] = nil
+	}
+	for more := true; more && c.next-g.first < groupEvents && len(g.frame) < groupBytes; {
+		select {
+		case s := <-l.in:
+			if more = s != nil; more { // nil when the channel is closed
+				add(s)
 			}
+		default:
+			more = false
 		}
 	}
 	if l.shipping.next.Load() >= g.first {
@@ -438,7 +466,13 @@ func (l *Log) syncOnce(any bool) bool {
 	l.mu.Unlock()
 
 	began := time.Now()
+	l.busy.Store(true)
 	err := s.f.Datasync()
+	l.busy.Store(false)
+	select {
+	case l.synced <- struct{}{}:
+	default:
+	}
 	l.counters.syncs.Add(1)
 	l.counters.syncTime.Add(int64(time.Since(began)))
 

@@ -345,6 +345,54 @@ func TestDiskHangs(t *testing.T) {
 	}
 }
 
+// While an fdatasync is under way, events that wait for the next one become one group, and whoever waits for write(2) only does
+// not wait for the disk.
+func TestSlowSync(t *testing.T) {
+	fs := &faults{}
+	l := open(t, audit.Config{Dir: t.TempDir(), FS: fs})
+	syncing, release := make(chan struct{}, 1), make(chan struct{})
+	fs.set(func(op, path string) error {
+		if op == "datasync" {
+			select {
+			case syncing <- struct{}{}:
+			default:
+			}
+			<-release
+		}
+		return nil
+	})
+	submit := func(level audit.Level) audit.Ticket {
+		t.Helper()
+		ticket, err := l.Submit(level, read("slow"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ticket
+	}
+	tickets := []audit.Ticket{submit(audit.Power)}
+	<-syncing
+	for range 5 {
+		tickets = append(tickets, submit(audit.Power))
+	}
+	time.Sleep(20 * time.Millisecond)
+	before := l.Stats().GroupCommits
+	if _, err := submit(audit.Process).Wait(t.Context()); err != nil {
+		t.Fatalf("level process waits for the disk: %v", err)
+	}
+	if n := l.Stats().GroupCommits - before; n != 1 {
+		t.Errorf("six submissions became %d groups", n)
+	}
+	close(release)
+	for _, ticket := range tickets {
+		if _, err := ticket.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The database loses answers, refuses and disappears at random: every event is stored exactly once.
 func TestStorageFails(t *testing.T) {
 	var calls atomic.Uint64

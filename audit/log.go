@@ -58,6 +58,8 @@ type Log struct {
 
 	wake      chan struct{} // a group waits for power
 	broken    chan struct{} // the syncer found the segment failed
+	synced    chan struct{} // an fdatasync ended, either way
+	busy      atomic.Bool   // an fdatasync is under way
 	finished  chan struct{} // the committer is done
 	stopped   chan struct{} // the syncer is done
 	down      atomic.Pointer[error]
@@ -90,7 +92,7 @@ const (
 func Open(cfg Config) (*Log, error) {
 	l := &Log{
 		cfg: cfg, fs: cfg.FS, now: cfg.Now, logger: cfg.Logger, opened: time.Now(),
-		wake: make(chan struct{}, 1), broken: make(chan struct{}, 1), finished: make(chan struct{}), stopped: make(chan struct{}),
+		wake: make(chan struct{}, 1), broken: make(chan struct{}, 1), synced: make(chan struct{}, 1), finished: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	if l.cfg.Capacity <= 0 {
 		l.cfg.Capacity = defaultCapacity
