@@ -3,6 +3,7 @@ package main
 import (
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +20,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec // route, method, status
 	parts    *prometheus.HistogramVec // route, part
+	known    sync.Map                 // of *series by seriesKey; routes, methods and statuses are few
 }
 
 // newMetrics registers the histograms and a collector over the rooms' Stats snapshots.
@@ -44,15 +46,35 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// observe takes one request's observation. It is on the hot path: label lookups only, no allocation beyond theirs.
+// series are the histograms of one route, method and status, looked up once.
+type series struct {
+	request prometheus.Observer
+	parts   [5]prometheus.Observer
+}
+
+type seriesKey struct {
+	route, method string
+	status        int
+}
+
+var partNames = [5]string{"auth", "decision", "database", "crypto", "audit"}
+
+// observe takes one request's observation. It is on the hot path.
 func (m *metrics) observe(o rest.Observation) {
-	m.requests.WithLabelValues(o.Route, o.Method, strconv.Itoa(o.Status)).Observe(o.Took.Seconds())
-	for _, p := range [...]struct {
-		name string
-		took time.Duration
-	}{{"auth", o.Auth}, {"decision", o.Decision}, {"database", o.Database}, {"crypto", o.Crypto}, {"audit", o.Audit}} {
-		if p.took > 0 {
-			m.parts.WithLabelValues(o.Route, p.name).Observe(p.took.Seconds())
+	key := seriesKey{o.Route, o.Method, o.Status}
+	found, ok := m.known.Load(key)
+	if !ok {
+		s := &series{request: m.requests.WithLabelValues(o.Route, o.Method, strconv.Itoa(o.Status))}
+		for i, name := range partNames {
+			s.parts[i] = m.parts.WithLabelValues(o.Route, name)
+		}
+		found, _ = m.known.LoadOrStore(key, s)
+	}
+	s := found.(*series)
+	s.request.Observe(o.Took.Seconds())
+	for i, took := range [5]time.Duration{o.Auth, o.Decision, o.Database, o.Crypto, o.Audit} {
+		if took > 0 {
+			s.parts[i].Observe(took.Seconds())
 		}
 	}
 }

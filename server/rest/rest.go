@@ -45,7 +45,7 @@ type Config struct {
 	Observe func(Observation)                      // called once a request; nil = nobody listens
 
 	BodyLimit         int           // bytes; 16 MiB when 0
-	Timeout           time.Duration // of one request; 30 s when 0
+	Timeout           time.Duration // of one request, a GET gets a third of it; 30 s when 0
 	Logger            *slog.Logger
 	Version           string
 	TLSClientNetworks []string // proxies whose X-Forwarded-For is believed, CIDR; none when empty
