@@ -199,7 +199,7 @@ func TestAnswersOfTheAPI(t *testing.T) {
 			t.Errorf("%s: status %d, %.80q", name, a.status, a.body)
 		}
 	}
-	d.fake.Close()
+	d.Close()
 	a = b.want(http.StatusBadGateway, "GET", "/api/v1/audit/events?patient=who", "")
 	if !strings.Contains(a.body, offline) {
 		t.Errorf("API gone: %s", a.body)

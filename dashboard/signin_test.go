@@ -116,7 +116,7 @@ func TestSignInEndsWhereItBegan(t *testing.T) {
 func TestIssuerThatCannotBeTrusted(t *testing.T) {
 	d := newDashboard(t)
 	b := d.open(t)
-	d.fake.Close()
+	d.Close()
 	if a := b.want(http.StatusBadGateway, "POST", "/session/sign-in", ""); !strings.Contains(a.body, offline) {
 		t.Errorf("body %s", a.body)
 	}
