@@ -70,6 +70,11 @@ describe.skipIf(!there)('the dashboard in a browser', { timeout: 60_000 }, () =>
     }
   }
 
+  async function signIn(person: string) {
+    await page.getByRole('button', { name: 'Continue in browser' }).click();
+    await page.getByRole('button', { name: person }).click();
+  }
+
   /** Asks until the trail has it: events are stored within a second or so. */
   async function search(query: string, rows: number) {
     await expect.poll(async () => {
@@ -82,8 +87,7 @@ describe.skipIf(!there)('the dashboard in a browser', { timeout: 60_000 }, () =>
 
   test('signs in through the organisation’s page', async () => {
     await page.goto(deployment.dashboard);
-    await page.getByRole('button', { name: 'Continue in browser' }).click();
-    await page.getByRole('button', { name: 'Carmen Díaz' }).click();
+    await signIn('Carmen Díaz');
     await page.getByRole('textbox', { name: 'Query' }).waitFor();
     expect(new URL(page.url()).search).toBe(''); // the code is not left in the address bar
     await page.getByText('Carmen Díaz').waitFor();
@@ -173,5 +177,34 @@ describe.skipIf(!there)('the dashboard in a browser', { timeout: 60_000 }, () =>
 
   test('caused no console error and no CSP violation', () => {
     expect(faults).toEqual([]);
+  });
+
+  // What follows makes the browser itself log failed requests.
+
+  test('tells who may not read the trail', async () => {
+    await signIn('Dr. Ana Rivera');
+    await page.getByText('Dr. Ana Rivera may not read the audit trail.').waitFor();
+    expect(await page.locator('[data-row]').count()).toBe(0);
+    await page.getByRole('button', { name: 'Sign out' }).click();
+  });
+
+  test('tells of a refusal at the sign-in page', async () => {
+    await signIn('Refuse access');
+    await page.getByText('Access was declined at the sign-in page.').waitFor();
+  });
+
+  test('keeps what was read when the server goes away', async () => {
+    await signIn('Carmen Díaz');
+    await page.locator('[data-row="0"]').waitFor();
+    const rows = await page.locator('[data-row]').count();
+    await deployment.stopServer();
+    await page.getByRole('button', { name: 'Search' }).click();
+    const alert = page.getByRole('alert').filter({ hasText: 'Offline' });
+    await alert.getByText('What is below was read before.').waitFor();
+    expect(await page.locator('[data-row]').count()).toBe(rows);
+    await page.getByRole('button', { name: 'Sign out' }).click(); // works without the server
+    await page.getByRole('button', { name: 'Continue in browser' }).click();
+    await page.getByText('The sign-in service does not answer.').waitFor();
+    expect(faults.filter((f) => f.startsWith('CSP'))).toEqual([]);
   });
 });

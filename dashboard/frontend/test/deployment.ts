@@ -12,6 +12,8 @@ export interface Deployment {
   fhir: string;
   /** A bearer token of a persona. */
   token: (persona: string) => string;
+  /** Takes the server away, not the dashboard. */
+  stopServer: () => Promise<void>;
   stop: () => Promise<void>;
 }
 
@@ -20,14 +22,14 @@ export async function deploy(): Promise<Deployment> {
   const dir = mkdtempSync(join(tmpdir(), 'chartkeep-dashboard-'));
   chmodSync(dir, 0o711); // as root, the demo's PostgreSQL runs as another user
   const running: ChildProcess[] = [];
+  const end = async (child: ChildProcess | undefined) => {
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    const exited = once(child, 'exit');
+    child.kill('SIGTERM');
+    await exited;
+  };
   const stop = async () => {
-    for (const child of running.reverse()) {
-      if (child.exitCode === null && child.signalCode === null) {
-        const exited = once(child, 'exit');
-        child.kill('SIGTERM');
-        await exited;
-      }
-    }
+    for (const child of running.reverse()) await end(child);
     rmSync(dir, { recursive: true, force: true });
   };
 
@@ -60,7 +62,7 @@ export async function deploy(): Promise<Deployment> {
     const { fhir } = JSON.parse(readFileSync(join(data, 'demo.json'), 'utf8')) as { fhir: string };
     const at = await start(dashboard, ['--web', '--data', data], /http:\/\/[\d.:]+\//);
     const token = (persona: string) => execFileSync(chartkeep, ['token', persona, '--data', data], { cwd: dir, encoding: 'utf8' }).trim();
-    return { dashboard: at[0], fhir, token, stop };
+    return { dashboard: at[0], fhir, token, stopServer: () => end(running[0]), stop };
   } catch (e) {
     await stop();
     throw e;
