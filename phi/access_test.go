@@ -219,6 +219,23 @@ func TestTreatmentFollowsTheEncounter(t *testing.T) {
 	}
 }
 
+// A type outside FHIR's patient compartment may name several patients, in a list: it belongs to each.
+func TestContractBelongsToItsPatients(t *testing.T) {
+	w := newWard(t)
+	ctx := context.Background()
+	const contract = `{"resourceType":"Contract","subject":[%s]}`
+	subject := func(r *phi.Written) string { return `{"reference":"Patient/` + r.ID + `"}` }
+	others := w.create("Contract", fmt.Sprintf(contract, subject(w.other)))
+	_, err := w.Records.Read(ctx, w.as("dr-rivera"), others.Ref)
+	wantKind(t, err, phi.NotFound)
+	both := w.create("Contract", fmt.Sprintf(contract, subject(w.other)+","+subject(w.mine)))
+	if _, err := w.Records.Read(ctx, w.as("dr-rivera"), both.Ref); err != nil {
+		t.Errorf("a contract of the own patient and another: %v", err)
+	}
+	_, err = w.Records.Create(ctx, w.as("backend"), "Contract", []byte(fmt.Sprintf(contract, `{"reference":"http://127.0.0.1/fhir/R4/Patient/p"}`)), nil)
+	wantKind(t, err, phi.Unprocessable)
+}
+
 // A record of a patient who cannot be told is not everybody's.
 func TestStrayRecords(t *testing.T) {
 	w := newWard(t)

@@ -176,7 +176,7 @@ func validate(resource *fhir.Resource) *Error {
 }
 
 // patientsOf returns the patients a record belongs to: those of FHIR's patient compartment, and where the compartment
-// definition leaves a type out that names a patient all the same (Device, Task, Binary), that patient. Otherwise such
+// definition leaves a type out that names patients all the same (Device, Task, Contract, Binary), those. Otherwise such
 // records would be nobody's, and open to everybody.
 func patientsOf(r *fhir.Resource) []string {
 	patients := r.Patients()
@@ -184,15 +184,20 @@ func patientsOf(r *fhir.Resource) []string {
 		return patients
 	}
 	for _, ref := range r.References() {
-		element, _, _ := strings.Cut(strings.TrimPrefix(ref.Expression, r.Type+"."), ".")
-		switch element {
-		case "patient", "subject", "for", "securityContext":
-			if id, ok := patientReference(ref.Value); ok {
-				return []string{id}
-			}
+		if id, ok := patientReference(ref.Value); ok && ofOwner(r, ref) && !slices.Contains(patients, id) {
+			patients = append(patients, id)
 		}
 	}
-	return nil
+	return patients
+}
+
+// ofOwner reports whether a reference stands where types outside the compartment say whom they are about.
+func ofOwner(r *fhir.Resource, ref fhir.Reference) bool {
+	element := strings.TrimPrefix(ref.Expression, r.Type+".")
+	if end := strings.IndexAny(element, ".["); end >= 0 {
+		element = element[:end]
+	}
+	return slices.Contains([]string{"patient", "subject", "for", "securityContext"}, element)
 }
 
 // belongs reports whether records of a type are somebody's. One that names no patient of ours is then not nobody's, but
@@ -205,14 +210,13 @@ func belongs(resourceType string) bool {
 // none of ours (another server's URL, an unresolved urn:uuid:); "" when it does not.
 func unresolved(r *fhir.Resource) string {
 	for _, ref := range r.References() {
-		element, _, _ := strings.Cut(strings.TrimPrefix(ref.Expression, r.Type+"."), ".")
-		switch element {
-		case "patient", "subject", "for", "securityContext":
-			contained, _ := strings.CutPrefix(ref.Value, "#")
-			if strings.HasPrefix(ref.Value, "Patient?") || strings.Contains(ref.Value, "/Patient/") || strings.HasPrefix(ref.Value, "urn:") ||
-				contained != ref.Value && gjson.GetBytes(r.Text(), `contained.#(id=="`+contained+`").resourceType`).String() == "Patient" {
-				return ref.Expression
-			}
+		if !ofOwner(r, ref) {
+			continue
+		}
+		contained, _ := strings.CutPrefix(ref.Value, "#")
+		if strings.HasPrefix(ref.Value, "Patient?") || strings.Contains(ref.Value, "/Patient/") || strings.HasPrefix(ref.Value, "urn:") ||
+			contained != ref.Value && gjson.GetBytes(r.Text(), `contained.#(id=="`+contained+`").resourceType`).String() == "Patient" {
+			return ref.Expression
 		}
 	}
 	return ""
