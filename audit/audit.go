@@ -132,3 +132,17 @@ const (
 	Power    Level = 2 // fdatasync returned: survives a power cut
 	Database Level = 3 // committed in the database: survives the loss of this host
 )
+
+// String names the level as settings do.
+func (l Level) String() string {
+	switch l {
+	case Process:
+		return "process"
+	case Power:
+		return "power"
+	case Database:
+		return "database"
+	default:
+		return fmt.Sprintf("level %d", uint8(l))
+	}
+}

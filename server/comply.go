@@ -117,7 +117,7 @@ func probes(r *rooms, s *settings) map[string]compliance.Probe {
 			if err != nil {
 				return "", false, err
 			}
-			return fmt.Sprintf("PHI waits for durability level %d (2 survives a power cut, 3 the loss of the host); an event was made durable just now", s.level), s.level >= audit.Power, nil
+			return fmt.Sprintf("PHI waits until its event is durable at level %s (power survives a power cut, database the loss of the host); an event was made durable just now", s.level), s.level >= audit.Power, nil
 		},
 		"audit-chain": func(ctx context.Context) (string, bool, error) {
 			stored, err := r.db.Trail().Find(ctx, audit.Query{Limit: 200})

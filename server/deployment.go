@@ -136,7 +136,12 @@ func demoSettings(dir, adminDSN string, level audit.Level) (*settings, error) {
 
 // durability is what a value of --audit-durability means.
 func durability(name string) audit.Level {
-	return map[string]audit.Level{"process": audit.Process, "power": audit.Power, "database": audit.Database}[name]
+	for _, l := range []audit.Level{audit.Process, audit.Power, audit.Database} {
+		if l.String() == name {
+			return l
+		}
+	}
+	return 0 // the flag's enum lets no other name through
 }
 
 func (s *settings) levels() phi.Levels {

@@ -45,7 +45,7 @@ func (c *call) readyz() error {
 		Status     string            `json:"status"`
 		Checks     map[string]string `json:"checks"`
 		Durability durability        `json:"audit_durability"`
-	}{state, checks, durability{levelName(c.s.cfg.Level.Disclosure), levelName(c.s.cfg.Level.Other)}})
+	}{state, checks, durability{c.s.cfg.Level.Disclosure.String(), c.s.cfg.Level.Other.String()}})
 }
 
 // durability is how durable an audit event is before an answer goes out.

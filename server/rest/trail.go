@@ -294,17 +294,6 @@ func parseUUID(s string) (id audit.ID, ok bool) {
 	return id, err == nil && id != audit.ID{}
 }
 
-func levelName(l audit.Level) string {
-	switch l {
-	case audit.Process:
-		return "process"
-	case audit.Power:
-		return "power"
-	default:
-		return "database"
-	}
-}
-
 func notFound() *refusal {
 	return &refusal{status: http.StatusNotFound, code: "not-found", text: "no such resource"}
 }
