@@ -39,15 +39,23 @@ const importChunk = 500
 
 // Import imports one file's content (one JSON document). final stops deferring: what cannot be resolved is a failure.
 func (r *Records) Import(ctx context.Context, c *Caller, content []byte, final bool) (*ImportResult, error) {
-	a := r.begin(c, verbImport, Ref{})
-	a.kind = audit.TypeImport
-	result, e := a.importContent(ctx, content, final)
-	if e != nil {
-		return nil, a.refuse(ctx, e)
+	for try := 1; ; try++ {
+		a := r.begin(c, verbImport, Ref{})
+		a.kind = audit.TypeImport
+		result, e := a.importContent(ctx, content, final)
+		if e == nil {
+			a.finish()
+			return result, nil
+		}
+		// Who lost to another import of the same content finds it there already.
+		if err := a.refuse(ctx, e); e.Kind != Conflict || try == importTries {
+			return nil, err
+		}
 	}
-	a.finish()
-	return result, nil
 }
+
+// importTries bounds how often an import that met another writer begins again: each chunk may meet it once more.
+const importTries = 10
 
 func (a *attempt) importContent(ctx context.Context, content []byte, final bool) (*ImportResult, *Error) {
 	source := a.keyed("source", content)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -143,5 +144,30 @@ func TestImportUSCore(t *testing.T) {
 		if content(t, res.JSON) != content(t, text) {
 			t.Errorf("%s did not come back as it went in", filepath.Base(name))
 		}
+	}
+}
+
+// Imports that run at the same time do not stand in each other's way.
+func TestImportsAtOnce(t *testing.T) {
+	b := newBench(t)
+	var bundle strings.Builder
+	bundle.WriteString(`{"resourceType":"Bundle","type":"collection","entry":[{"resource":{"resourceType":"Patient","id":"p"}}`)
+	for i := range 1200 { // more than two chunks
+		fmt.Fprintf(&bundle, `,{"resource":{"resourceType":"Observation","id":"o-%d","status":"final","code":{"text":"x"},"subject":{"reference":"Patient/p"}}}`, i)
+	}
+	bundle.WriteString(`]}`)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			res, err := b.Records.Import(context.Background(), backend(), []byte(bundle.String()), true)
+			if err != nil || len(res.Failed) > 0 {
+				t.Errorf("imported %+v, %v", res, err)
+			}
+		})
+	}
+	wg.Wait()
+	page, err := b.Records.Search(context.Background(), backend(), "Observation", params("_id", "o-1199"), false)
+	if err != nil || len(page.Resources) != 1 || page.Resources[0].Version != 1 {
+		t.Errorf("the last record: %+v, %v", page, err)
 	}
 }
