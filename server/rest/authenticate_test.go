@@ -64,6 +64,9 @@ func TestAuthenticationAttacks(t *testing.T) {
 			t.Errorf("%s: challenge %q, want %q", c.name, got, c.challenge)
 		}
 		checkEveryAnswer(t, c.name, a)
+		if !strings.Contains(a.Header.Get("Content-Type"), "application/fhir+json") {
+			t.Errorf("%s: answered as %s", c.name, a.Header.Get("Content-Type"))
+		}
 		if strings.Contains(string(a.body), token[:20]) || strings.Contains(d.logs.String(), token[:20]) {
 			t.Errorf("%s: the token is echoed", c.name)
 		}

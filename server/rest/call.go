@@ -33,6 +33,7 @@ type call struct {
 	authTook  time.Duration
 	trace     phi.Trace
 	pretty    bool
+	unread    bool // the request could not be read, and its path may be unknown
 }
 
 // header is a response header whose bytes are made once.
@@ -171,11 +172,15 @@ func (s *Server) proxied(address string) bool {
 	return false
 }
 
-// fhir reports whether the answer is in FHIR's words. Routes without a pattern (unknown paths) go by their path.
+// fhir reports whether the answer is in FHIR's words. Routes without a pattern (unknown paths) go by their path; to a
+// request that broke off before its path was known FHIR's clients are the likelier senders.
 func (c *call) fhir() bool {
 	p := c.route.pattern
 	if p == "" {
 		p = c.http.Path()
+		if c.unread && !strings.HasPrefix(p, apiBase+"/") {
+			return true
+		}
 	}
 	return p == fhirBase || strings.HasPrefix(p, fhirBase+"/")
 }

@@ -170,6 +170,7 @@ func TestRefusedRequests(t *testing.T) {
 		{"not a bundle", "POST", "", good, nil, 400, ""},
 		{"broken bundle", "POST", "", `{"resourceType":"Bundle","type":"transaction","entry":[{"resource":` + good + `}]}`, nil, 0, ""},
 		{"too large", "POST", "/Patient", `{"resourceType":"Patient","text":"` + strings.Repeat("x", 70<<10) + `"}`, nil, 413, "too-long"},
+		{"more than the buffers of a connection hold", "POST", "/Patient", `{"resourceType":"Patient","text":"` + strings.Repeat("x", 20<<20) + `"}`, nil, 413, "too-long"},
 	} {
 		a := d.do(c.method, "/fhir/R4"+c.path, token, c.body, c.headers...)
 		if c.status == 0 { // 400 and 422 are both true

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 
@@ -224,12 +225,38 @@ func (s *Server) unrouted(fc *fiber.Ctx, err error) error {
 	if errors.As(err, &e) {
 		status = e.Code
 	}
+	if status == http.StatusRequestEntityTooLarge {
+		drain(fc.Context().Conn())
+	}
 	s.refuseUnrouted(fc, status)
 	return nil
 }
 
+// drain reads what a client is still sending, for a while. A connection that is closed with unread bytes is reset, and
+// the reset can overtake the answer: the client would see a broken pipe in place of the refusal.
+func drain(conn net.Conn) {
+	const most, longest, pause = 64 << 20, 5 * time.Second, 250 * time.Millisecond
+	end := time.Now().Add(longest)
+	buffer := make([]byte, 64<<10)
+	for read := 0; read < most && time.Now().Before(end); {
+		if conn.SetReadDeadline(time.Now().Add(pause)) != nil {
+			return
+		}
+		n, err := conn.Read(buffer)
+		if err != nil {
+			return
+		}
+		read += n
+	}
+}
+
 func (s *Server) refuseUnrouted(fc *fiber.Ctx, status int) {
 	c := &call{s: s, http: fc, route: &route{interaction: "unrouted"}, start: time.Now()}
+	switch status {
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+	default:
+		c.unread = true
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.Timeout)
 	defer cancel()
 	c.ctx = ctx
