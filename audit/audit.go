@@ -18,6 +18,7 @@
 package audit
 
 import (
+	"fmt"
 	"time"
 )
 
