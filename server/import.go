@@ -54,10 +54,14 @@ type source struct {
 	line   int // first line of an NDJSON run, 1-based; 0 for a whole file
 	lines  int
 	offset int64 // of that line in the file
+	told   bool  // it was read before, and its lines that are not JSON were named
 }
 
 // ndjsonRun is how many NDJSON lines make one import: enough to fill a commit, few enough to hold in memory.
 const ndjsonRun = 500
+
+// byteOrderMark may stand at the beginning of a file that passed through Windows (RFC 8259 section 8.1).
+var byteOrderMark = []byte("\uFEFF")
 
 // importer imports sources and keeps count.
 type importer struct {
@@ -94,6 +98,7 @@ func importPaths(ctx context.Context, records *phi.Records, paths []string, t te
 				return ctx.Err()
 			}
 			if wait := im.one(ctx, s, final); wait {
+				s.told = true
 				deferred = append(deferred, s)
 			} else {
 				im.bar.step(im.written + im.unchanged)
@@ -187,6 +192,7 @@ func (im *importer) one(ctx context.Context, s source, final bool) (wait bool) {
 func (im *importer) read(s source) (content []byte, place func(entry int) string, err error) {
 	if s.line == 0 {
 		content, err = os.ReadFile(s.path)
+		content = bytes.TrimPrefix(content, byteOrderMark)
 		bundle := bytes.Contains(content[:min(len(content), 4096)], []byte(`"Bundle"`))
 		return content, func(entry int) string {
 			if bundle {
@@ -212,6 +218,9 @@ func (im *importer) read(s source) (content []byte, place func(entry int) string
 		if err != nil && !errors.Is(err, io.EOF) {
 			return nil, nil, err
 		}
+		if n == 1 {
+			line = bytes.TrimPrefix(line, byteOrderMark)
+		}
 		if line = bytes.TrimSpace(line); len(line) > 0 {
 			if json.Valid(line) {
 				if len(lines) > 0 {
@@ -219,7 +228,7 @@ func (im *importer) read(s source) (content []byte, place func(entry int) string
 				}
 				doc = append(append(append(doc, `{"resource":`...), line...), '}')
 				lines = append(lines, n)
-			} else {
+			} else if !s.told {
 				im.fail(fmt.Sprintf("%s line %d", s.path, n), "not JSON (truncated?)")
 			}
 		}

@@ -74,3 +74,32 @@ func TestNDJSONRuns(t *testing.T) {
 		}
 	}
 }
+
+// TestFilesFromWindows holds that a byte order mark is not part of a document, and that what is wrong with a line is said
+// once however often its run is read.
+func TestFilesFromWindows(t *testing.T) {
+	folder := t.TempDir()
+	for name, text := range map[string]string{"a.json": `{"id":"1"}`, "a.ndjson": "{\"id\":\"1\"}\r\n{\r\n"} {
+		if err := os.WriteFile(filepath.Join(folder, name), []byte("\uFEFF"+text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var said bytes.Buffer
+	im := &importer{term: terminal{err: &said}}
+	sources, err := im.list([]string{folder})
+	if err != nil || len(sources) != 2 {
+		t.Fatalf("%d sources, %v", len(sources), err)
+	}
+	for range 2 {
+		for i := range sources {
+			content, _, err := im.read(sources[i])
+			if err != nil || !json.Valid(content) || !bytes.Contains(content, []byte(`{"id":"1"}`)) {
+				t.Errorf("%s is read as %q, %v", sources[i].path, content, err)
+			}
+			sources[i].told = true
+		}
+	}
+	if im.failed != 1 {
+		t.Errorf("%d lines named: %s", im.failed, said.String())
+	}
+}
