@@ -73,7 +73,7 @@ func TestEventReachesStorageOnce(t *testing.T) {
 	}
 	drain(t, l)
 	rows := storage.Rows()
-	if len(rows) != 4 || rows[0].Event.Interaction != "110120" || rows[3].Event.Patient != "p3" {
+	if len(rows) != 4 || rows[0].Event.Interaction != "110120" || rows[3].Event.Patient != "pdatabase" {
 		t.Fatalf("stored %d rows: %+v", len(rows), rows)
 	}
 	if s := l.Stats(); s.Recorded != 4 || s.Shipped != 4 || s.Pending != 0 || s.Rejected != 0 {
