@@ -74,7 +74,7 @@ func searchSQL(columns string, sel phi.Selection) (string, []any) {
 		with = `WITH found AS MATERIALIZED (SELECT DISTINCT id FROM (` + strings.Join(sets, ` INTERSECT `) + `) f) `
 		from = `found JOIN record r USING (id)`
 	}
-	return with + `SELECT ` + columns + ` FROM ` + from + ` LEFT JOIN phi_key k USING (subject, segment, key_id)
+	return with + `SELECT ` + columns + ` FROM ` + from + `
 		WHERE r.type = $1 AND r.id > $2 AND r.method <> 'DELETE'` + where.String() + ` ORDER BY r.id LIMIT $3`, args
 }
 
