@@ -3,6 +3,7 @@ package phi_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -181,8 +182,27 @@ func TestWhoMayWrite(t *testing.T) {
 	moved = strings.Replace(fmt.Sprintf(weight, w.other.ID), `{"resourceType":"Observation"`, `{"resourceType":"Observation","id":"`+w.mineObs.ID+`"`, 1)
 	_, err = w.Records.Update(ctx, w.as("dr-rivera"), w.mineObs.Ref, []byte(moved), 0)
 	wantKind(t, err, phi.Denied)
-	if _, err = w.Records.Update(ctx, w.as("backend"), w.mineObs.Ref, []byte(moved), 0); err != nil {
-		t.Fatalf("moving a record: %v", err)
+	names := func(events []audit.Event) (patients []string) {
+		for _, e := range events {
+			patients = append(patients, e.Patient)
+		}
+		return patients
+	}
+	events := w.during(func() {
+		if _, err = w.Records.Update(ctx, w.as("backend"), w.mineObs.Ref, []byte(moved), 0); err != nil {
+			t.Fatalf("moving a record: %v", err)
+		}
+	})
+	if got := names(events); !slices.Contains(got, w.mine.ID) || !slices.Contains(got, w.other.ID) {
+		t.Errorf("moving a record is told of %v", got)
+	}
+	events = w.during(func() {
+		if _, err := w.Records.History(ctx, w.as("backend"), w.mineObs.Ref, 0, ""); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if got := names(events); !slices.Contains(got, w.mine.ID) || !slices.Contains(got, w.other.ID) {
+		t.Errorf("the history of a moved record is told of %v", got)
 	}
 	_, err = w.Records.Read(ctx, w.as("dr-rivera"), w.mineObs.Ref)
 	wantKind(t, err, phi.NotFound)

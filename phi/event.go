@@ -16,7 +16,8 @@ import (
 
 // Events of this room:
 //
-//   - A read, vread or history is one event, durable before anything is opened.
+//   - A read, vread or history is one event, durable before anything is opened; of a record of several patients, one event
+//     for each of them.
 //   - A search is one event with its text sealed and an entity that has a type and no id (its hits are not known yet),
 //     durable before candidates are opened. Patients that it did not name and that are disclosed get an event each, with
 //     the records disclosed, before the page is returned.
@@ -175,6 +176,16 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 		}
 	}
 	return e
+}
+
+// events describes the attempt so far, for one record, once for each patient it belongs to: each can be told who looked
+// (45 CFR 164.528).
+func (a *attempt) events(outcome audit.Outcome, ref Ref, version int64, patients []string) []*audit.Event {
+	list := append(make([]*audit.Event, 0, max(1, len(patients))), a.event(outcome, ref, version, patients))
+	for i := 1; i < len(patients); i++ {
+		list = append(list, a.event(outcome, ref, version, patients[i:i+1]))
+	}
+	return list
 }
 
 // refuse records why the attempt failed, and returns what the caller gets to see.

@@ -2,6 +2,7 @@ package phi
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
@@ -17,6 +18,12 @@ func (r *Records) History(ctx context.Context, c *Caller, ref Ref, count int, pa
 	}
 	a.finish()
 	return p, nil
+}
+
+// version is a row of a history with what the caller may see of it.
+type version struct {
+	row  *Sealed
+	view view
 }
 
 func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *Error) {
@@ -61,10 +68,9 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	} else if page == "" {
 		result.Total = len(rows)
 	}
-	receipt, e := a.record(ctx, a.level.Disclosure, a.event(audit.Success, a.ref, 0, rows[0].Patients))
-	if e != nil {
-		return nil, e
-	}
+	events := a.events(audit.Success, a.ref, 0, rows[0].Patients)
+	named := slices.Clone(rows[0].Patients)
+	versions := make([]version, 0, len(rows))
 	for _, row := range rows {
 		if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
 			if e.Kind == Unavailable {
@@ -76,6 +82,21 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 			continue
 		}
 		a.view.classes &= row.Fetched
+		versions = append(versions, version{row, a.view})
+		for _, patient := range row.Patients { // whose record it was before it moved is told that it was read
+			if !slices.Contains(named, patient) {
+				named = append(named, patient)
+				events = append(events, a.event(audit.Success, a.ref, row.Version, []string{patient}))
+			}
+		}
+	}
+	receipt, e := a.record(ctx, a.level.Disclosure, events...)
+	if e != nil {
+		return nil, e
+	}
+	for _, v := range versions {
+		row := v.row
+		a.view = v.view
 		if row.Deleted() {
 			if e := a.verify(ctx, row); e != nil {
 				return nil, e

@@ -241,7 +241,7 @@ func (a *attempt) fetch(ctx context.Context) (row *Sealed, e *Error) {
 
 // disclose records the event and opens the row against its receipt.
 func (a *attempt) disclose(ctx context.Context, row *Sealed) (*Resource, *Error) {
-	receipt, e := a.record(ctx, a.level.Disclosure, a.event(audit.Success, row.Ref, row.Version, row.Patients))
+	receipt, e := a.record(ctx, a.level.Disclosure, a.events(audit.Success, row.Ref, row.Version, row.Patients)...)
 	if e != nil {
 		return nil, e
 	}

@@ -520,7 +520,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 			c.write.Digest = a.keyed("content", c.resource.Text())
 		}
 		active = append(active, c)
-		events = append(events, a.intend(c, updated))
+		events = append(events, a.intend(c, updated)...)
 	}
 	if len(active) == 0 {
 		if len(changes) == 1 && changes[0].same { // a delete of what is deleted already is an event all the same
@@ -572,7 +572,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 	if len(active) == 1 {
 		c := active[0]
 		a.decision, a.view = c.decision, c.view
-		a.outcome(ctx, c.ref, c.write.Version, c.patients)
+		a.outcome(ctx, c.ref, c.write.Version, c.concerned())
 	} else {
 		a.outcome(ctx, a.ref, 0, nil)
 	}
@@ -599,20 +599,36 @@ func (c *change) fill(updated time.Time, x *index) {
 	w.Patients = c.patients
 }
 
-// intend makes the Intent of a change. All intents of an attempt share the first one's id as Correlation.
-func (a *attempt) intend(c *change, now time.Time) *audit.Event {
+// concerned are the patients whose charts a change touches: those the record belongs to, and those it did before.
+func (c *change) concerned() []string {
+	patients := slices.Clone(c.patients)
+	if c.current != nil {
+		for _, patient := range c.current.Patients {
+			if !slices.Contains(patients, patient) {
+				patients = append(patients, patient)
+			}
+		}
+	}
+	return patients
+}
+
+// intend makes the Intent of a change, for each patient whose chart it touches. All intents of an attempt share the first
+// one's id as Correlation.
+func (a *attempt) intend(c *change, now time.Time) []*audit.Event {
 	a.decision, a.view = c.decision, c.view
-	e := a.event(audit.Intent, c.ref, c.write.Version, c.patients)
-	if a.kind == audit.TypeREST {
-		e.Interaction = c.verb.interaction
+	events := a.events(audit.Intent, c.ref, c.write.Version, c.concerned())
+	for _, e := range events {
+		if a.kind == audit.TypeREST {
+			e.Interaction = c.verb.interaction
+		}
+		e.Action = c.verb.action
+		e.ID = newEventID(now)
+		if a.intent == (audit.ID{}) {
+			a.intent = e.ID
+		}
+		e.Correlation = a.intent
 	}
-	e.Action = c.verb.action
-	e.ID = newEventID(now)
-	if a.intent == (audit.ID{}) {
-		a.intent = e.ID
-	}
-	e.Correlation = a.intent
-	return e
+	return events
 }
 
 // written shows the caller what became of a change, as far as the caller may see.
