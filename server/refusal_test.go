@@ -48,7 +48,7 @@ func TestBadInput(t *testing.T) {
 		{"wrong code", "POST", "/fhir/R4/Patient", backend, `{"resourceType":"Patient","gender":"` + planted + `"}`, 422, "Patient.gender", nil},
 		{"wrong date", "POST", "/fhir/R4/Patient", backend, `{"resourceType":"Patient","birthDate":"` + planted + `"}`, 422, "Patient.birthDate", nil},
 		{"missing element", "POST", "/fhir/R4/Observation", backend, `{"resourceType":"Observation","status":"final"}`, 422, "Observation.code", nil},
-		{"id too long", "GET", "/fhir/R4/Patient/" + strings.Repeat("a", 65), backend, "", 400, "", nil},
+		{"id too long", "GET", "/fhir/R4/Patient/" + strings.Repeat("a", 65), backend, "", 404, "", nil},
 		{"other id in the body", "PUT", "/fhir/R4/Patient/a", backend, `{"resourceType":"Patient","id":"b"}`, 400, "", nil},
 		{"patient unknown", "POST", "/fhir/R4/Observation", backend, `{"resourceType":"Observation","status":"final","code":{"text":"x"},"subject":{"reference":"Patient/` + planted + `"}}`, 422, "Observation.subject", nil},
 		{"wrong If-Match", "PUT", "/fhir/R4/Patient/a", backend, `{"resourceType":"Patient","id":"a"}`, 412, "", []string{`If-Match: W/"7"`}},
