@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/url"
 	"slices"
 	"strconv"
@@ -279,7 +280,7 @@ func (a *attempt) tryTransaction(ctx context.Context, entries []*bundleEntry) (*
 	changes := make([]*change, len(entries)) // nil for reads
 	links := newLinks(a)
 	var guards []Guard
-	taken := map[Ref]bool{}
+	taken, conditions := map[Ref]bool{}, map[string]bool{}
 	for i, e := range entries {
 		c, g, fault := a.entryChange(ctx, e)
 		if fault != nil {
@@ -287,6 +288,13 @@ func (a *attempt) tryTransaction(ctx context.Context, entries []*bundleEntry) (*
 		}
 		if c == nil {
 			continue
+		}
+		if e.match != nil && c.existing == nil {
+			condition := fmt.Sprint(e.target.Type, e.match)
+			if conditions[condition] { // alone each finds nothing; together they would make two
+				return nil, precondition("multiple-matches", "two entries create a record under the same condition").within(e.place())
+			}
+			conditions[condition] = true
 		}
 		guards = append(guards, g...)
 		if c.existing == nil {
@@ -435,9 +443,25 @@ func newLinks(a *attempt) *links {
 func (l *links) add(fullURL string, c *change) {
 	l.changes = append(l.changes, c)
 	l.byRef[c.ref.String()] = c
-	if fullURL != "" {
-		l.byURL[fullURL] = c
+	if fullURL == "" {
+		return
 	}
+	l.byURL[fullURL] = c
+	if c.resource != nil && c.resource.ID != "" {
+		if base, ok := strings.CutSuffix(fullURL, "/"+c.resource.Type+"/"+c.resource.ID); ok {
+			c.base = base + "/"
+		}
+	}
+}
+
+// named finds the entry that a reference of a change means by its full URL
+// (https://hl7.org/fhir/R4/bundle.html#references).
+func (l *links) named(c *change, reference string) (*change, bool) {
+	to, ok := l.byURL[reference]
+	if !ok && c.base != "" {
+		to, ok = l.byURL[c.base+reference]
+	}
+	return to, ok
 }
 
 // resolve replaces references to other entries by the ids that these have now, and conditional references by what they
@@ -449,7 +473,7 @@ func (l *links) resolve(ctx context.Context, c *change) *Error {
 		if _, done := replace[ref.Value]; done {
 			continue
 		}
-		if to, ok := l.byURL[ref.Value]; ok {
+		if to, ok := l.named(c, ref.Value); ok {
 			replace[ref.Value] = to.ref.String()
 			continue
 		}

@@ -115,6 +115,14 @@ func TestTransactionAllOrNothing(t *testing.T) {
 			{"", "PUT", "Organization/o", `{"resourceType":"Organization","id":"o","name":"a"}`},
 			{"", "DELETE", "Organization/o"},
 		}},
+		"one condition for two": {"backend", phi.PreconditionFailed, "Bundle.entry[2]", [][5]string{
+			{"", "POST", "Organization", `{"resourceType":"Organization","name":"a"}`, `,"ifNoneExist":"identifier=urn:x|1"`},
+			{"", "POST", "Organization", `{"resourceType":"Organization","name":"b"}`, `,"ifNoneExist":"identifier=urn:x|1"`},
+		}},
+		"relative to another base": {"backend", phi.Unprocessable, "Bundle.entry[2].resource.subject", [][5]string{
+			{"http://a.example/fhir/Patient/p", "POST", "Patient", `{"resourceType":"Patient","id":"p"}`},
+			{"http://b.example/fhir/Observation/o", "POST", "Observation", strings.Replace(weightOf("Patient/p"), "{", `{"id":"o",`, 1)},
+		}},
 		"version":        {"backend", phi.PreconditionFailed, "Bundle.entry[1]", [][5]string{{"", "DELETE", "Observation/" + w.mineObs.ID, "", `,"ifMatch":"W/\"7\""`}}},
 		"denied entry":   {"registrar", phi.Denied, "Bundle.entry[1]", [][5]string{{"", "POST", "Observation", weightOf("Patient/" + w.mine.ID)}}},
 		"denied read":    {"registrar", phi.Denied, "Bundle.entry[1]", [][5]string{{"", "GET", "Observation?patient=" + w.mine.ID}}},
@@ -305,5 +313,20 @@ func TestImportKnowsWhatWasPut(t *testing.T) {
 	}
 	if res, err := b.Records.Import(context.Background(), backend(), []byte(patient), true); err != nil || res.Unchanged != 1 {
 		t.Errorf("%+v, %v", res, err)
+	}
+}
+
+// What a client copied from another server refers to its entries relative to their full URLs.
+func TestReferencesRelativeToFullURL(t *testing.T) {
+	b := newBench(t)
+	const base = "http://a.example/fhir/"
+	result, err := b.Records.Bundle(context.Background(), backend(), bundle("transaction",
+		[5]string{base + "Observation/o", "POST", "Observation", strings.Replace(weightOf("Patient/p"), "{", `{"id":"o",`, 1)},
+		[5]string{base + "Patient/p", "POST", "Patient", `{"resourceType":"Patient","id":"p"}`}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `"reference":"Patient/` + result.Entries[1].Written.ID + `"`; !strings.Contains(string(result.Entries[0].Written.JSON), want) {
+		t.Errorf("%s is not in %s", want, result.Entries[0].Written.JSON)
 	}
 }

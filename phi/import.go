@@ -263,7 +263,7 @@ func spread(changes []*change, links *links) {
 				continue
 			}
 			for _, ref := range c.resource.References() {
-				to := links.byURL[ref.Value]
+				to, _ := links.named(c, ref.Value)
 				if to == nil {
 					to = links.byRef[ref.Value]
 				}

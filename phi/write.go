@@ -28,6 +28,7 @@ type change struct {
 	ifMatch  int64
 	entry    int    // index in its bundle
 	place    string // "Bundle.entry[3]", "" for a single write
+	base     string // of its RESTful full URL, to which its relative references are relative; "" when it has none
 
 	decision auth.Decision
 	view     view
