@@ -447,8 +447,9 @@ func (l *links) add(fullURL string, c *change) {
 		return
 	}
 	l.byURL[fullURL] = c
-	if c.resource != nil && c.resource.ID != "" {
-		if base, ok := strings.CutSuffix(fullURL, "/"+c.resource.Type+"/"+c.resource.ID); ok {
+	// RESTful: base/Type/id, whether or not the resource says its id too.
+	if slash := strings.LastIndexByte(fullURL, '/'); slash >= 0 && fhir.ValidID(fullURL[slash+1:]) {
+		if base, ok := strings.CutSuffix(fullURL[:slash], "/"+c.ref.Type); ok {
 			c.base = base + "/"
 		}
 	}

@@ -321,7 +321,7 @@ func TestReferencesRelativeToFullURL(t *testing.T) {
 	b := newBench(t)
 	const base = "http://a.example/fhir/"
 	result, err := b.Records.Bundle(context.Background(), backend(), bundle("transaction",
-		[5]string{base + "Observation/o", "POST", "Observation", strings.Replace(weightOf("Patient/p"), "{", `{"id":"o",`, 1)},
+		[5]string{base + "Observation/o", "POST", "Observation", weightOf("Patient/p")},
 		[5]string{base + "Patient/p", "POST", "Patient", `{"resourceType":"Patient","id":"p"}`}))
 	if err != nil {
 		t.Fatal(err)
