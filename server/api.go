@@ -23,7 +23,7 @@ import (
 type surface struct {
 	base     string // public base URL of the FHIR API
 	issuer   rest.Issuer
-	verifier auth.VerifierConfig
+	verifier *auth.Verifier
 	records  *phi.Records
 	levels   phi.Levels
 	mount    map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
@@ -34,9 +34,8 @@ type surface struct {
 
 // api is a running HTTP surface over rooms.
 type api struct {
-	rooms    *rooms
-	verifier *auth.Verifier
-	server   *rest.Server
+	rooms  *rooms
+	server *rest.Server
 	side     *http.Server // metrics listener; nil when mounted
 	stop     context.CancelFunc
 	failed   chan error
@@ -47,10 +46,7 @@ const shutdownFor = 15 * time.Second
 
 // startAPI serves on the listener. It returns when requests are answered.
 func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slog.Logger) (*api, error) {
-	verifier, err := auth.NewVerifier(s.verifier)
-	if err != nil {
-		return nil, fmt.Errorf("configuring token verification: %w", err)
-	}
+	verifier := s.verifier
 	m := newMetrics(r, verifier)
 	mount := map[string]http.Handler{}
 	for prefix, h := range s.mount {
@@ -77,7 +73,7 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 		return nil, fmt.Errorf("building routes: %w", err)
 	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
-	a := &api{rooms: r, verifier: verifier, server: server, stop: stop, failed: make(chan error, 2)}
+	a := &api{rooms: r, server: server, stop: stop, failed: make(chan error, 2)}
 	r.start(background, "issuer keys", verifier.Run)
 	go func() { a.failed <- server.Serve(l) }()
 	if s.metrics != nil {

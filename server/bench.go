@@ -237,10 +237,14 @@ func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi
 	if err != nil {
 		return nil, err
 	}
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", JWKSURL: origin + "/oauth2/jwks", Insecure: true, Logger: log})
+	if err != nil {
+		return nil, err
+	}
 	a, err := startAPI(ctx, r, surface{
 		base: origin + "/fhir/R4", records: records, levels: levels, mount: map[string]http.Handler{"/oauth2": issuer.Handler()},
 		issuer:   rest.Issuer{Issuer: origin + "/oauth2", JWKS: origin + "/oauth2/jwks"},
-		verifier: auth.VerifierConfig{Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", JWKSURL: origin + "/oauth2/jwks", Insecure: true, Logger: log},
+		verifier: verifier,
 	}, l, log)
 	if err != nil {
 		return nil, err

@@ -149,19 +149,22 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	for _, p := range personas {
 		f.Personas[p.Name] = p.What
 	}
-	var a *api
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", Insecure: true, Logger: log})
+	if err != nil {
+		return fmt.Errorf("configuring token verification: %w", err)
+	}
 	issuer, err := openIssuer(v.Data, f, func(tokenID, session string) {
 		if tokenID != "" {
-			a.verifier.Revoke(auth.Revocation{Kind: "token", ID: tokenID})
+			verifier.Revoke(auth.Revocation{Kind: "token", ID: tokenID})
 		}
 		if session != "" {
-			a.verifier.Revoke(auth.Revocation{Kind: "session", ID: session})
+			verifier.Revoke(auth.Revocation{Kind: "session", ID: session})
 		}
 	})
 	if err != nil {
 		return fmt.Errorf("starting authorization server: %w", err)
 	}
-	a, err = startAPI(ctx, r, surface{
+	a, err := startAPI(ctx, r, surface{
 		base:    f.FHIR,
 		records: r.records,
 		mount:   map[string]http.Handler{"/oauth2": issuer.Handler()}, pprof: v.Pprof, levels: s.levels(),
@@ -169,7 +172,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 			Issuer: f.Issuer, Authorize: f.Issuer + "/authorize", Token: f.Issuer + "/token", Introspect: f.Issuer + "/introspect",
 			Revoke: f.Issuer + "/revoke", JWKS: f.Issuer + "/jwks",
 		},
-		verifier: auth.VerifierConfig{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", Insecure: true, Logger: log},
+		verifier: verifier,
 	}, l, log)
 	if err != nil {
 		return err

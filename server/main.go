@@ -124,7 +124,8 @@ func knownSettings(model *kong.Application, environ []string) error {
 	walk(model.Node)
 	for _, kv := range environ {
 		name, _, _ := strings.Cut(kv, "=")
-		if strings.HasPrefix(name, "CHARTKEEP_") && !slices.Contains(known, name) {
+		dashboards := strings.HasPrefix(name, "CHARTKEEP_DASHBOARD_") // the other program's
+		if strings.HasPrefix(name, "CHARTKEEP_") && !dashboards && !slices.Contains(known, name) {
 			return fmt.Errorf("unknown setting %s in the environment", name)
 		}
 	}

@@ -94,17 +94,21 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 			return fmt.Errorf("listening for metrics: %w", err)
 		}
 	}
-	r, err := openRooms(ctx, s, log)
-	if err != nil {
-		return err
-	}
 	audience := v.Audience
 	if audience == "" {
 		audience = public + "/fhir/R4"
 	}
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, Logger: log})
+	if err != nil {
+		return fmt.Errorf("configuring token verification: %w", err)
+	}
+	r, err := openRooms(ctx, s, log)
+	if err != nil {
+		return err
+	}
 	a, err := startAPI(ctx, r, surface{
 		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), proxies: v.TrustedProxy, pprof: v.Pprof, metrics: side,
-		verifier: auth.VerifierConfig{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, Logger: log},
+		verifier: verifier,
 	}, l, log)
 	if err != nil {
 		return errors.Join(err, r.close(ctx))
