@@ -54,7 +54,7 @@ func (r *Records) parseQuery(resourceType string, params []Param, strict bool) (
 			return nil, e
 		case known:
 			q.self = append(q.self, p)
-		case strict:
+		case strict, modified(resourceType, p):
 			return nil, invalid("not-supported", "a search parameter or modifier is not supported for this type")
 		default:
 			q.exact = false
@@ -64,6 +64,17 @@ func (r *Records) parseQuery(resourceType string, params []Param, strict bool) (
 		}
 	}
 	return q, nil
+}
+
+// modified reports whether it is the modifier alone that is not supported. A parameter without its modifier would find
+// something else, so it cannot be ignored (https://hl7.org/fhir/R4/search.html#modifiers).
+func modified(resourceType string, p Param) bool {
+	name, _, has := strings.Cut(p.Name, ":")
+	if !has {
+		return false
+	}
+	_, issues := fhir.ParseCriterion(resourceType, name, p.Value)
+	return name == "_id" || name == "_lastUpdated" || !slices.ContainsFunc(issues, func(i fhir.Issue) bool { return i.Code == "not-supported" })
 }
 
 func (r *Records) parseParam(q *query, p Param) (known bool, e *Error) {

@@ -202,6 +202,10 @@ func (c *call) update() error {
 	if err != nil {
 		return err
 	}
+	if len(c.http.Request().Header.PeekAll("If-None-Match")) > 0 {
+		// FHIR has no such update. Ignored, it would overwrite what the client believes to be protected.
+		return invalid("If-None-Match is not supported for updates; use If-Match")
+	}
 	match, err := c.ifMatch()
 	if err != nil {
 		return err

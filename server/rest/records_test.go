@@ -165,6 +165,8 @@ func TestRefusedRequests(t *testing.T) {
 		{"_count", "GET", "/Patient/p1/_history?_count=0", "", nil, 400, "invalid"},
 		{"cursor", "GET", "/Patient?_page=" + plantedFamily, "", nil, 400, ""},
 		{"history cursor", "GET", "/Patient/p1/_history?_page=" + plantedFamily, "", nil, 400, ""},
+		{"update if there is none", "PUT", "/Patient/p1", `{"resourceType":"Patient","id":"p1"}`, []string{"If-None-Match", "*"}, 400, "invalid"},
+		{"modifier", "GET", "/Patient?_id=p1&name:nothing=" + plantedFamily, "", nil, 400, "not-supported"},
 		{"strict", "GET", "/Patient?_id=p1&nothing=" + plantedFamily, "", []string{"Prefer", "handling=strict"}, 400, ""},
 		{"strict history", "GET", "/Patient/p1/_history?_since=" + plantedFamily, "", []string{"Prefer", "handling=strict"}, 400, "not-supported"},
 		{"not a bundle", "POST", "", good, nil, 400, ""},
