@@ -36,9 +36,9 @@ type surface struct {
 type api struct {
 	rooms  *rooms
 	server *rest.Server
-	side     *http.Server // metrics listener; nil when mounted
-	stop     context.CancelFunc
-	failed   chan error
+	side   *http.Server // metrics listener; nil when mounted
+	stop   context.CancelFunc
+	failed chan error
 }
 
 // shutdownFor is how long handlers may take to finish when the server stops.
