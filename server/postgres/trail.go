@@ -1,16 +1,21 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/chartkeep/chartkeep/audit"
@@ -29,6 +34,7 @@ type trailStorage struct {
 	logger  *slog.Logger
 	now     func() time.Time
 	ensured atomic.Int64 // Unix day on which partitions were last made ahead
+	buffers sync.Pool    // of *copyData
 }
 
 var _ audit.Storage = (*trailStorage)(nil)
@@ -127,41 +133,128 @@ func (e errPoison) Error() string { return "copying rows: PostgreSQL error " + e
 
 func poison(err error) bool { return errors.As(err, new(errPoison)) }
 
-// trailColumns are copied in this order by trailRow.
+// trailColumns are copied in this order by row.
 var trailColumns = []string{
 	"part_ts", "stream", "seq", "event_id", "recorded", "type", "interaction", "action", "outcome", "agent_user", "client",
 	"session", "network", "roles", "purpose", "patient", "entity_type", "entity_id", "entities", "allowed", "rule", "reason", "view",
 	"policy", "request_id", "correlation", "total_us", "salt", "leaf", "body",
 }
 
-func trailRow(stream audit.StreamID, r *audit.Row) []any {
+// row appends a row of trailColumns, paragraph by line, each field as wide as its column's type.
+func (c *copyData) row(stream audit.StreamID, r *audit.Row) {
 	e := &r.Event
-	var outcome, correlation any
-	if e.Outcome != audit.Intent {
-		outcome = int16(e.Outcome)
-	}
-	if e.Correlation != (audit.ID{}) {
-		correlation = [16]byte(e.Correlation)
-	}
 	var entity audit.Entity
 	if len(e.Entities) > 0 {
 		entity = e.Entities[0]
 	}
-	entities := make([]string, len(e.Entities))
-	for i, n := range e.Entities {
-		entities[i] = projected(n.Type + "/" + n.ID)
+	c.int16(int16(len(trailColumns)))
+
+	c.time(r.PartTime)
+	c.bytes(stream[:])
+	c.int64(int64(r.Seq))
+	c.bytes(e.ID[:])
+	c.time(e.Recorded)
+	c.text(string(e.Type))
+	c.text(e.Interaction)
+	c.text(string(rune(e.Action)))
+	if e.Outcome == audit.Intent {
+		c.null()
+	} else {
+		c.size(2)
+		c.int16(int16(e.Outcome))
 	}
-	roles := make([]string, len(e.Agent.Roles))
-	for i, role := range e.Agent.Roles {
-		roles[i] = projected(role)
+	c.text(e.Agent.User)
+	c.text(e.Agent.Client)
+
+	c.text(e.Agent.Session)
+	c.text(e.Agent.Network)
+	c.texts(len(e.Agent.Roles), func(i int) string { return e.Agent.Roles[i] })
+	c.text(e.Purpose)
+	c.text(e.Patient)
+	c.text(entity.Type)
+	c.text(entity.ID)
+	c.texts(len(e.Entities), func(i int) string { return e.Entities[i].Type + "/" + e.Entities[i].ID })
+	c.bool(e.Decision.Allowed)
+	c.text(e.Decision.Rule)
+	c.text(e.Decision.Reason)
+	c.text(e.Decision.View)
+
+	c.int64(e.Decision.Policy)
+	c.text(e.RequestID)
+	if e.Correlation == (audit.ID{}) {
+		c.null()
+	} else {
+		c.bytes(e.Correlation[:])
 	}
-	return []any{
-		r.PartTime, [16]byte(stream), int64(r.Seq), [16]byte(e.ID), e.Recorded, projected(string(e.Type)), projected(e.Interaction),
-		projected(string(rune(e.Action))), outcome, projected(e.Agent.User), projected(e.Agent.Client), projected(e.Agent.Session),
-		projected(e.Agent.Network), roles, projected(e.Purpose), projected(e.Patient), projected(entity.Type), projected(entity.ID),
-		entities, e.Decision.Allowed, projected(e.Decision.Rule), projected(e.Decision.Reason), projected(e.Decision.View), e.Decision.Policy,
-		projected(e.RequestID), correlation, int64(e.Timing.Total), r.Salt[:], r.Leaf[:], r.Body,
+	c.int64(int64(e.Timing.Total))
+	c.bytes(r.Salt[:])
+	c.bytes(r.Leaf[:])
+	c.bytes(r.Body)
+}
+
+// copyData is what COPY reads: "Binary Format" in https://www.postgresql.org/docs/current/sql-copy.html, with the fields as
+// the send functions of their types write them. pgx's CopyFrom boxes every value and looks for its encoder; without it
+// an Ingest takes about half the processor time.
+type copyData []byte
+
+func (c *copyData) begin() {
+	*c = append((*c)[:0], "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
+}
+func (c *copyData) end() { c.int16(-1) }
+
+func (c *copyData) int16(v int16) { *c = binary.BigEndian.AppendUint16(*c, uint16(v)) }
+func (c *copyData) size(n int)    { *c = binary.BigEndian.AppendUint32(*c, uint32(n)) }
+func (c *copyData) null()         { c.size(-1) }
+
+func (c *copyData) bytes(v []byte) {
+	c.size(len(v))
+	*c = append(*c, v...)
+}
+
+func (c *copyData) bool(v bool) {
+	c.size(1)
+	if v {
+		*c = append(*c, 1)
+	} else {
+		*c = append(*c, 0)
 	}
+}
+
+func (c *copyData) int64(v int64) {
+	c.size(8)
+	*c = binary.BigEndian.AppendUint64(*c, uint64(v))
+}
+
+// time appends microseconds since 2000. A time beyond them becomes one that PostgreSQL, too, knows no year for: it is to
+// be refused, and neither to wrap around nor to be infinity, which the ends of int64 mean.
+func (c *copyData) time(t time.Time) {
+	const since2000 = 946_684_800
+	seconds := min(max(t.Unix(), -9e12)-since2000, math.MaxInt64/1_000_000-1)
+	c.int64(seconds*1_000_000 + int64(t.Nanosecond())/1000)
+}
+
+func (c *copyData) text(s string) {
+	s = projected(s)
+	c.size(len(s))
+	*c = append(*c, s...)
+}
+
+// texts appends a text[] of n elements, as array_send does: dimensions, whether there are nulls, the type of the elements,
+// then the dimension's length and lower bound. An empty array has no dimension.
+func (c *copyData) texts(n int, element func(i int) string) {
+	c.size(0)
+	start := len(*c)
+	c.size(min(n, 1))
+	c.size(0)
+	c.size(pgtype.TextOID)
+	if n > 0 {
+		c.size(n)
+		c.size(1)
+	}
+	for i := range n {
+		c.text(element(i))
+	}
+	binary.BigEndian.PutUint32((*c)[start-4:], uint32(len(*c)-start))
 }
 
 // maxProjection bounds a projected text in bytes: an index entry holds about 2,700.
@@ -185,10 +278,20 @@ func projected(s string) string {
 
 // copyRows stores rows with one COPY.
 func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row) error {
-	_, err := tx.CopyFrom(ctx, pgx.Identifier{"audit_event"}, trailColumns, pgx.CopyFromSlice(len(rows), func(i int) ([]any, error) {
-		return trailRow(stream, &rows[i]), nil
-	}))
+	data, _ := s.buffers.Get().(*copyData)
+	if data == nil {
+		data = new(copyData)
+	}
+	data.begin()
+	for i := range rows {
+		data.row(stream, &rows[i])
+	}
+	data.end()
+	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(*data),
+		`COPY audit_event (`+strings.Join(trailColumns, ", ")+`) FROM STDIN (FORMAT binary)`)
 	if err == nil {
+		// Only now: after an error pgconn may still be reading.
+		s.buffers.Put(data)
 		return nil
 	}
 	// Data exceptions, constraints, and limits of the program: not the state of the server.
