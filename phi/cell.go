@@ -84,7 +84,11 @@ func appendPadded(dst []byte, c Class, content []byte) []byte {
 
 // unpad returns the content of an opened cell.
 func unpad(padded []byte) ([]byte, error) {
-	for i := len(padded) - 1; i >= 0; i-- {
+	n := len(padded)
+	for n >= 8 && binary.LittleEndian.Uint64(padded[n-8:]) == 0 { // eight zeros at a time: there may be hundreds
+		n -= 8
+	}
+	for i := n - 1; i >= 0; i-- {
 		switch padded[i] {
 		case 0:
 		case 0x80:

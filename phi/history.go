@@ -42,9 +42,9 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 		}
 	}
 	count = pageSize(count)
-	since := time.Now()
+	since := a.clock()
 	rows, err := a.storage.FetchHistory(ctx, a.ref, a.view.classes, from.Before, count+1)
-	a.trace.Database += time.Since(since)
+	a.trace.Database += a.clock() - since
 	if err != nil {
 		return nil, stored(err)
 	}

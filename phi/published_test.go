@@ -58,7 +58,7 @@ func TestPublishedRoundTrip(t *testing.T) {
 				t.Fatal(err)
 			}
 			var opened [NumClasses][]byte
-			if err := unseal(aead, &s, AllClasses, &opened); err != nil {
+			if err := unseal(aead, &s, AllClasses, &opened, new([]byte)); err != nil {
 				t.Fatalf("%s: %v", name, err)
 			}
 			got, err := join(&opened, nil)

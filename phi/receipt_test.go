@@ -50,7 +50,7 @@ func TestReceiptOpens(t *testing.T) {
 		}
 		check := func(what string, s *Sealed, want bool) {
 			var dst [NumClasses][]byte
-			err := openRow(aead, s, AllClasses, receipt, &dst)
+			err := openRow(aead, s, AllClasses, receipt, &dst, new([]byte))
 			switch {
 			case want && (err != nil || !bytes.Equal(dst[ClassName], plain[ClassName])):
 				t.Errorf("%s does not open %s: %v", tt.name, what, err)

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/tidwall/gjson"
@@ -57,13 +58,14 @@ type Records struct {
 	pseudonyms   []byte      // HMAC key of ids in the de-identified view
 	imports      []byte      // HMAC key of ids and digests of imported content
 	organisation WrappedKey  // data key of records that are nobody's
+	memory       sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
 }
 
 // Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets and data key.
 func Open(ctx context.Context, cfg Config) (*Records, error) {
 	r := &Records{
 		storage: cfg.Storage, keys: cfg.Keys, access: cfg.Access, log: cfg.Audit, level: cfg.Level, logger: cfg.Logger,
-		now: cfg.Now,
+		now: cfg.Now, memory: sync.Pool{New: func() any { return new([]byte) }},
 	}
 	if r.level.Disclosure == 0 {
 		r.level.Disclosure = audit.Power
@@ -225,14 +227,14 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 }
 
 func (a *attempt) fetch(ctx context.Context) (row *Sealed, e *Error) {
-	since := time.Now()
+	since := a.clock()
 	var err error
 	if a.verb.interaction == verbVRead.interaction {
 		row, err = a.storage.FetchVersion(ctx, a.ref, a.version, a.view.classes)
 	} else {
 		row, err = a.storage.Fetch(ctx, a.ref, a.view.classes)
 	}
-	a.trace.Database += time.Since(since)
+	a.trace.Database += a.clock() - since
 	if err != nil {
 		return nil, stored(err)
 	}
@@ -259,10 +261,10 @@ func (a *attempt) verify(ctx context.Context, row *Sealed) *Error {
 	if e != nil {
 		return e
 	}
-	since := time.Now()
+	since := a.clock()
 	var nothing [NumClasses][]byte
-	err := unseal(aead, row, 0, &nothing)
-	a.trace.Crypto += time.Since(since)
+	err := unseal(aead, row, 0, &nothing, new([]byte))
+	a.trace.Crypto += a.clock() - since
 	if err != nil {
 		return a.broken(ctx, row, err)
 	}
@@ -271,9 +273,9 @@ func (a *attempt) verify(ctx context.Context, row *Sealed) *Error {
 
 // aead returns the cipher of a row's data key.
 func (a *attempt) aead(ctx context.Context, row *Sealed) (cipher.AEAD, *Error) {
-	since := time.Now()
+	since := a.clock()
 	aead, err := a.keys.AEAD(ctx, row.Key.KEK, row.Key.Wrapped, keyset.Binding{Subject: row.Subject, Segment: row.Segment, KeyID: row.KeyID})
-	a.trace.Crypto += time.Since(since)
+	a.trace.Crypto += a.clock() - since
 	switch {
 	case err == nil:
 		return aead, nil
@@ -285,47 +287,66 @@ func (a *attempt) aead(ctx context.Context, row *Sealed) (cipher.AEAD, *Error) {
 
 // open opens what the view shows of a row and makes its JSON.
 func (a *attempt) open(ctx context.Context, row *Sealed, aead cipher.AEAD, receipt audit.Receipt) (*Resource, *Error) {
-	since := time.Now()
-	elements, err := a.elements(row, aead, receipt)
+	since := a.clock()
+	res, err := a.show(row, aead, receipt)
 	if err != nil {
 		if errors.Is(err, errNoReceipt) {
 			return nil, unavailable(err)
 		}
 		return nil, a.broken(ctx, row, err)
 	}
-	res := a.render(row, elements)
-	a.trace.Crypto += time.Since(since)
+	a.trace.Crypto += a.clock() - since
 	return res, nil
 }
 
-func (a *attempt) elements(row *Sealed, aead cipher.AEAD, receipt audit.Receipt) ([]fhir.Element, error) {
+// show opens a row into memory that is used again, and makes its JSON elsewhere.
+func (a *attempt) show(row *Sealed, aead cipher.AEAD, receipt audit.Receipt) (*Resource, error) {
+	mem := a.memory.Get().(*[]byte)
+	defer a.giveBack(mem)
 	var plain [NumClasses][]byte
-	if err := openRow(aead, row, a.view.classes, receipt, &plain); err != nil {
+	if err := openRow(aead, row, a.view.classes, receipt, &plain, mem); err != nil {
 		return nil, err
 	}
-	return join(&plain, make([]fhir.Element, 0, 24))
+	var few [24]fhir.Element
+	elements, err := join(&plain, few[:0])
+	if err != nil {
+		return nil, err
+	}
+	return a.render(row, elements), nil
 }
 
-// render makes the JSON of opened elements, as far as the view goes.
+// maxSpare bounds the memory that is kept for the next row: few rows are larger.
+const maxSpare = 64 << 10
+
+// giveBack keeps memory for the next row, cleared: plaintext never waits there for another request.
+func (r *Records) giveBack(mem *[]byte) {
+	clear(*mem)
+	if cap(*mem) > maxSpare {
+		return
+	}
+	*mem = (*mem)[:0]
+	r.memory.Put(mem)
+}
+
+// render makes the JSON of opened elements, as far as the view goes. The Resource keeps nothing of their memory.
 func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
 	res := &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method, Subsetted: !a.view.full()}
 	if a.view.deidentified {
 		return a.renderDeidentified(res, elements)
 	}
 	var stored []byte
-	size := 128
-	rest := elements[:0]
-	for _, e := range elements {
+	size := len(`{"resourceType":"","id":"","meta":}`) + len(row.Type) + len(row.ID)
+	for i := range elements {
+		e := &elements[i]
 		if e.Name == "meta" {
 			stored = e.Raw
 			continue
 		}
-		size += len(e.Name) + len(e.Raw) + 4
-		rest = append(rest, e)
+		size += len(e.Name) + len(e.Raw) + len(`,"":`)
 	}
 	var meta [192]byte
 	m := appendMeta(meta[:0], row.Version, row.Updated, stored, res.Subsetted)
-	res.JSON = fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, rest)
+	res.JSON = fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, elements)
 	return res
 }
 
@@ -359,8 +380,14 @@ func appendMeta(dst []byte, version int64, updated time.Time, stored []byte, sub
 	dst = append(dst, `{"versionId":"`...)
 	dst = strconv.AppendInt(dst, version, 10)
 	dst = append(dst, `","lastUpdated":"`...)
-	dst = updated.UTC().AppendFormat(dst, "2006-01-02T15:04:05.000Z")
-	dst = append(dst, '"')
+	updated = updated.UTC()
+	dst = updated.AppendFormat(dst, time.RFC3339) // the layout that package time formats without reading it
+	ms := updated.Nanosecond() / int(time.Millisecond)
+	dst = append(dst[:len(dst)-1], '.', '0'+byte(ms/100), '0'+byte(ms/10%10), '0'+byte(ms%10), 'Z', '"')
+	if members, ok := membersOf(stored); ok && !subsetted {
+		dst = append(append(dst, ','), members...)
+		return append(dst, '}')
+	}
 	tagged := !subsetted
 	if len(stored) > 0 {
 		gjson.ParseBytes(stored).ForEach(func(name, value gjson.Result) bool {
@@ -376,6 +403,15 @@ func appendMeta(dst []byte, version int64, updated time.Time, stored []byte, sub
 		dst = append(append(append(dst, `,"tag":[`...), subsettedTag...), ']')
 	}
 	return append(dst, '}')
+}
+
+// membersOf returns the text between the braces of a compact object, and whether there is any.
+func membersOf(object []byte) ([]byte, bool) {
+	n := len(object)
+	if n <= 2 || object[0] != '{' || object[n-1] != '}' {
+		return nil, false
+	}
+	return object[1 : n-1], true
 }
 
 // Page is one page of a search or a history.

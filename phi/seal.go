@@ -81,15 +81,15 @@ func sealRow(aead cipher.AEAD, s *Sealed, plain *[NumClasses][]byte, tokens []To
 	return nil
 }
 
-// openRow opens the wanted classes of a fetched row into dst; the contents share one buffer, which belongs to the
-// caller. Classes that are not wanted, or stored as NULL, become nil. It opens nothing unless the receipt covers the
-// record (errNoReceipt), and either everything that was fetched is as it was sealed or the whole row is withheld
-// (errIntegrity).
-func openRow(aead cipher.AEAD, s *Sealed, want ClassSet, receipt audit.Receipt, dst *[NumClasses][]byte) error {
+// openRow opens the wanted classes of a fetched row into dst. The contents share mem, which is made larger where it must
+// be, and covers all that was written there, so that the caller can clear it. Classes that are not wanted, or stored as
+// NULL, become nil. It opens nothing unless the receipt covers the record (errNoReceipt), and either everything that was
+// fetched is as it was sealed or the whole row is withheld (errIntegrity).
+func openRow(aead cipher.AEAD, s *Sealed, want ClassSet, receipt audit.Receipt, dst *[NumClasses][]byte, mem *[]byte) error {
 	if !covered(s, receipt) {
 		return errNoReceipt
 	}
-	return unseal(aead, s, want, dst)
+	return unseal(aead, s, want, dst, mem)
 }
 
 func covered(s *Sealed, receipt audit.Receipt) bool {
@@ -105,7 +105,7 @@ func covered(s *Sealed, receipt audit.Receipt) bool {
 }
 
 // unseal is openRow after the receipt was checked.
-func unseal(aead cipher.AEAD, s *Sealed, want ClassSet, dst *[NumClasses][]byte) error {
+func unseal(aead cipher.AEAD, s *Sealed, want ClassSet, dst *[NumClasses][]byte, mem *[]byte) error {
 	*dst = [NumClasses][]byte{}
 	if missing := want &^ s.Fetched; missing != 0 {
 		return fmt.Errorf("opening row: classes %06b were not fetched", missing)
@@ -134,9 +134,10 @@ func unseal(aead cipher.AEAD, s *Sealed, want ClassSet, dst *[NumClasses][]byte)
 			total += len(cell) - cellOverhead
 		}
 	}
-	// One allocation a row: the associated data stands before the plaintext.
+	// One buffer a row: the associated data stands before the plaintext.
 	reserve := sealAADSize(s)
-	buf := make([]byte, reserve, reserve+total)
+	*mem = slices.Grow((*mem)[:0], reserve+total)[:reserve+total]
+	buf := (*mem)[: reserve : reserve+total]
 	aad := appendSealAAD(buf[:0:reserve], s, manifest)
 	if _, err := openCell(buf, aead, s.KeyID, s.Seal[manifestSize:], aad); err != nil {
 		return errIntegrity

@@ -90,7 +90,7 @@ func refused(t *testing.T, aead cipher.AEAD, s Sealed, touched ClassSet, what st
 		}
 		row := fetched(s, view)
 		dst := contents()
-		if err := unseal(aead, &row, view, &dst); !errors.Is(err, errIntegrity) {
+		if err := unseal(aead, &row, view, &dst, new([]byte)); !errors.Is(err, errIntegrity) {
 			t.Fatalf("%s, view %06b: %v, want errIntegrity", what, view, err)
 		}
 		for c, content := range dst {
@@ -125,7 +125,7 @@ func TestSealRoundTrip(t *testing.T) {
 		want := view & ClassSet(rapid.Uint8().Draw(t, "want"))
 		row := fetched(s, view)
 		var opened [NumClasses][]byte
-		if err := unseal(aead, &row, want, &opened); err != nil {
+		if err := unseal(aead, &row, want, &opened, new([]byte)); err != nil {
 			t.Fatal(err)
 		}
 		for c := range Class(NumClasses) {
@@ -147,7 +147,7 @@ func TestTombstone(t *testing.T) {
 	if err := sealRow(aead, &s, &plain, nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := unseal(aead, &s, AllClasses, &plain); err != nil {
+	if err := unseal(aead, &s, AllClasses, &plain, new([]byte)); err != nil {
 		t.Error(err)
 	}
 	s.Method = "PUT"
@@ -319,7 +319,7 @@ func TestOpenWhatWasNotFetched(t *testing.T) {
 	aead := randomCipher(t)
 	s := fetched(sealed(t, aead), 1<<ClassName)
 	var dst [NumClasses][]byte
-	if err := unseal(aead, &s, AllClasses, &dst); err == nil || errors.Is(err, errIntegrity) {
+	if err := unseal(aead, &s, AllClasses, &dst, new([]byte)); err == nil || errors.Is(err, errIntegrity) {
 		t.Errorf("asking for more than was fetched: %v, want an error of its own", err)
 	}
 }
@@ -345,7 +345,7 @@ func TestNoReceipt(t *testing.T) {
 	s := sealed(t, aead)
 	dst := contents()
 	want := dst
-	if err := openRow(aead, &s, AllClasses, audit.Receipt{}, &dst); !errors.Is(err, errNoReceipt) {
+	if err := openRow(aead, &s, AllClasses, audit.Receipt{}, &dst, new([]byte)); !errors.Is(err, errNoReceipt) {
 		t.Errorf("opening without a receipt: %v, want errNoReceipt", err)
 	}
 	for c := range dst {
@@ -424,7 +424,7 @@ func TestOpenAllocatesOnce(t *testing.T) {
 	s := sealed(t, aead)
 	var dst [NumClasses][]byte
 	if n := testing.AllocsPerRun(100, func() {
-		if err := unseal(aead, &s, AllClasses, &dst); err != nil {
+		if err := unseal(aead, &s, AllClasses, &dst, new([]byte)); err != nil {
 			t.Fatal(err)
 		}
 	}); n > 1 {
@@ -461,7 +461,7 @@ func FuzzOpenCell(f *testing.F) {
 		row := s
 		row.Cells[ClassName] = cell
 		var dst [NumClasses][]byte
-		if unseal(aead, &row, 1<<ClassName, &dst) == nil && !bytes.Equal(cell, s.Cells[ClassName]) {
+		if unseal(aead, &row, 1<<ClassName, &dst, new([]byte)) == nil && !bytes.Equal(cell, s.Cells[ClassName]) {
 			t.Error("opened a row with a foreign cell")
 		}
 	})
@@ -494,8 +494,9 @@ func BenchmarkRow(b *testing.B) {
 	b.Run("open", func(b *testing.B) {
 		b.ReportAllocs()
 		var dst [NumClasses][]byte
+		var mem []byte
 		for b.Loop() {
-			_ = unseal(aead, &s, AllClasses, &dst)
+			_ = unseal(aead, &s, AllClasses, &dst, &mem)
 		}
 	})
 	b.Run("open-bare", func(b *testing.B) {

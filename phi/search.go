@@ -292,11 +292,11 @@ func (a *attempt) resume(params []Param, strict bool) (cursor, *Error) {
 // narrow decides about the search and compiles the decision into the selection, so that what is outside it is never
 // counted, paged over or hinted at.
 func (a *attempt) narrow(ctx context.Context, q *query) *Error {
-	since := time.Now()
+	since := a.clock()
 	filter := a.access.Filter(ctx, a.caller.Principal, auth.Request{
 		Interaction: auth.Search, Type: a.ref.Type, Patients: q.named, Purpose: a.caller.Purpose,
 	})
-	a.trace.Decision += time.Since(since)
+	a.trace.Decision += a.clock() - since
 	a.decision = filter.Decision
 	if e := a.decided(denied); e != nil {
 		return e
@@ -367,9 +367,9 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 		sel.Limit = max(sel.Limit, scanBatch)
 	}
 	for seen := 0; ; {
-		since := time.Now()
+		since := a.clock()
 		rows, err := a.storage.Search(ctx, sel, a.view.classes)
-		a.trace.Database += time.Since(since)
+		a.trace.Database += a.clock() - since
 		if err != nil {
 			return nil, "", stored(err)
 		}
@@ -406,8 +406,8 @@ func (a *attempt) candidate(ctx context.Context, q *query, row *Sealed, receipt 
 	if e != nil || len(q.criteria) == 0 {
 		return resource, e
 	}
-	since := time.Now()
-	defer func() { a.trace.Crypto += time.Since(since) }()
+	since := a.clock()
+	defer func() { a.trace.Crypto += a.clock() - since }()
 	parsed, issues := fhir.Parse(resource.JSON)
 	if issues != nil {
 		return nil, a.broken(ctx, row, errIntegrity)

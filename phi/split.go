@@ -40,33 +40,39 @@ func split(r *fhir.Resource) [NumClasses][]byte {
 func join(cells *[NumClasses][]byte, dst []fhir.Element) ([]fhir.Element, error) {
 	names := classTable().names
 	var heads [NumClasses]entry
-	for c := range heads {
-		heads[c].rest, heads[c].position = cells[c], -1
-		if err := heads[c].next(names); err != nil {
+	live := heads[:0]
+	for _, cell := range cells {
+		if len(cell) == 0 {
+			continue
+		}
+		live = append(live, entry{rest: cell, position: -1})
+		if err := live[len(live)-1].next(names); err != nil {
 			return nil, err
 		}
 	}
-	for {
-		first := -1
-		for c := range heads {
-			if heads[c].done {
-				continue
-			}
-			switch {
-			case first < 0 || heads[c].position < heads[first].position:
-				first = c
-			case heads[c].position == heads[first].position:
-				return nil, errIntegrity
+	last := int64(-1)
+	for len(live) > 0 {
+		first := &live[0]
+		for i := 1; i < len(live); i++ {
+			if live[i].position < first.position {
+				first = &live[i]
 			}
 		}
-		if first < 0 {
-			return dst, nil
+		if first.position == last { // of two cells: within one they ascend
+			return nil, errIntegrity
 		}
-		dst = append(dst, heads[first].element)
-		if err := heads[first].next(names); err != nil {
+		last = first.position
+		dst = append(dst, first.element)
+		if len(first.rest) == 0 {
+			*first = live[len(live)-1]
+			live = live[:len(live)-1]
+			continue
+		}
+		if err := first.next(names); err != nil {
 			return nil, err
 		}
 	}
+	return dst, nil
 }
 
 // entry walks over the elements of one cell.
@@ -74,14 +80,9 @@ type entry struct {
 	rest     []byte
 	position int64
 	element  fhir.Element
-	done     bool
 }
 
 func (e *entry) next(names map[string]string) error {
-	if len(e.rest) == 0 {
-		e.done = true
-		return nil
-	}
 	position, n := binary.Uvarint(e.rest)
 	if n <= 0 || position > 1<<31 || int64(position) <= e.position {
 		return errIntegrity

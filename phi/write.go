@@ -310,9 +310,9 @@ func (a *attempt) present(ctx context.Context, changes []*change) (map[Ref]*Seal
 	if len(refs) == 0 {
 		return there, nil
 	}
-	since := time.Now()
+	since := a.clock()
 	rows, err := a.storage.FetchMany(ctx, refs, 0)
-	a.trace.Database += time.Since(since)
+	a.trace.Database += a.clock() - since
 	if err != nil {
 		return nil, unavailable(err)
 	}
@@ -454,9 +454,9 @@ func (a *attempt) assignKeys(ctx context.Context, changes []*change, there map[R
 		if subject == (UUID{}) {
 			return open(a.organisation)
 		}
-		since := time.Now()
+		since := a.clock()
 		k, err := a.storage.Key(ctx, subject, 0)
-		a.trace.Database += time.Since(since)
+		a.trace.Database += a.clock() - since
 		if err != nil {
 			return dataKey{}, unavailable(err)
 		}
@@ -536,23 +536,23 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 		return unavailable(err)
 	}
 	writes := make([]Write, len(active))
-	since := time.Now()
+	since := a.clock()
 	for i, c := range active {
 		if err := sealRow(c.aead, &c.write.Sealed, &c.plain, c.write.Tokens); err != nil {
 			return unavailable(err)
 		}
 		writes[i] = c.write
 	}
-	a.trace.Crypto += time.Since(since)
-	since = time.Now()
+	a.trace.Crypto += a.clock() - since
+	since = a.clock()
 	if _, err = ticket.Wait(ctx); err != nil {
-		a.trace.Audit += time.Since(since)
+		a.trace.Audit += a.clock() - since
 		return unavailable(err)
 	}
-	a.trace.Audit += time.Since(since)
-	since = time.Now()
+	a.trace.Audit += a.clock() - since
+	since = a.clock()
 	err = a.storage.Commit(ctx, writes, guards)
-	a.trace.Database += time.Since(since)
+	a.trace.Database += a.clock() - since
 	if err != nil {
 		e := stored(err)
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {

@@ -102,6 +102,15 @@ func hex4(in []byte) rune {
 
 // appendQuoted appends s as a JSON string; bytes that are not UTF-8 become U+FFFD.
 func appendQuoted(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			return appendEscaped(dst, s)
+		}
+	}
+	return append(append(append(dst, '"'), s...), '"')
+}
+
+func appendEscaped(dst []byte, s string) []byte {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	dst = append(dst, '"')
 	for i := range len(s) {
