@@ -20,6 +20,7 @@ type recordStorage struct {
 	pool       *pgxpool.Pool
 	binary     any // asks for all columns in PostgreSQL's binary format, which scanSealed reads; first argument of a query
 	statements [phi.AllClasses + 1]statements
+	gatherers  [phi.AllClasses + 1]*gatherer
 }
 
 type statements struct{ columns, current, version, history, many string }
@@ -39,6 +40,18 @@ func newRecordStorage(pool *pgxpool.Pool) *recordStorage {
 			history: fmt.Sprintf(both, `version < $3`, `ORDER BY version DESC LIMIT $4`),
 			many:    `SELECT ` + columns + ` FROM unnest($1::text[], $2::text[]) w(type, id) JOIN record r USING (type, id)`,
 		}
+		classes := phi.ClassSet(set)
+		s.gatherers[set] = newGatherer(
+			func(ctx context.Context, ref phi.Ref) (*phi.Sealed, error) {
+				return s.one(ctx, s.statements[classes].current, classes, s.binary, ref.Type, ref.ID)
+			},
+			func(ctx context.Context, refs []phi.Ref, take func(*phi.Sealed)) error {
+				types, ids := make([]string, len(refs)), make([]string, len(refs))
+				for i, r := range refs {
+					types[i], ids[i] = r.Type, r.ID
+				}
+				return s.each(ctx, s.statements[classes].many, classes, []any{s.binary, types, ids}, take)
+			})
 	}
 	return s
 }
@@ -190,8 +203,7 @@ func (s *recordStorage) each(ctx context.Context, sql string, classes phi.ClassS
 
 // Fetch implements phi.Storage.
 func (s *recordStorage) Fetch(ctx context.Context, ref phi.Ref, classes phi.ClassSet) (*phi.Sealed, error) {
-	classes &= phi.AllClasses
-	return s.one(ctx, s.statements[classes].current, classes, s.binary, ref.Type, ref.ID)
+	return s.gatherers[classes&phi.AllClasses].fetch(ctx, ref)
 }
 
 // FetchVersion implements phi.Storage.
