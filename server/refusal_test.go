@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/chartkeep/chartkeep/server/demo"
 )
 
 // Every bad request is refused with the right status and an OperationOutcome that names the element, leaves one audit event,
@@ -38,6 +40,7 @@ func TestBadInput(t *testing.T) {
 		{"foreign token", "GET", "/fhir/R4/Patient/x", foreignToken(t, d), "", 401, "", nil},
 		{"token in the query", "GET", "/fhir/R4/Patient/x?access_token=" + planted, "", "", 400, "", nil},
 		{"role missing", "GET", "/fhir/R4/Patient/x", d.token(t, "admin-root"), "", 403, "", nil},
+		{"a clinician edits the directory", "PUT", "/fhir/R4/Practitioner/" + demo.RiveraID, d.token(t, "dr-chen"), `{"resourceType":"Practitioner","id":"` + demo.RiveraID + `"}`, 403, "", nil},
 		{"scope missing", "DELETE", "/fhir/R4/Patient/x", d.token(t, "app-backend", "system/*.rs"), "", 403, "", nil},
 		{"not JSON", "POST", "/fhir/R4/Patient", backend, `{"resourceType":"Patient","name":[{"family":"` + planted, 400, "", nil},
 		{"duplicate name", "POST", "/fhir/R4/Patient", backend, `{"resourceType":"Patient","gender":"male","gender":"` + planted + `"}`, 400, "", nil},

@@ -17,8 +17,11 @@ func Policy() auth.Policy {
 		}
 	}
 	treat, operate, pay := []string{"TREAT"}, []string{"HOPERAT"}, []string{"HPAYMT"}
+	directory := []string{"Practitioner", "PractitionerRole", "Organization", "Location", "HealthcareService", "Endpoint"}
 	allow("clinician", "cruds", "full", auth.RelationTreatment, treat, "*")
+	allow("clinician", "rs", "full", auth.RelationNone, treat, directory...)
 	allow("nurse", "crus", "full", auth.RelationTreatment, treat, "*")
+	allow("nurse", "rs", "full", auth.RelationNone, treat, directory...)
 	allow("registrar", "crs", "demographics", auth.RelationNone, operate, "Patient", "RelatedPerson")
 	allow("registrar", "rs", "full", auth.RelationNone, operate, "Practitioner", "Organization", "Location")
 	allow("billing", "rs", "demographics", auth.RelationNone, pay, "Patient")

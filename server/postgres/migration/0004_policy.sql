@@ -44,9 +44,22 @@ REVOKE ALL ON FUNCTION policy_changed FROM PUBLIC;
 INSERT INTO role VALUES ('clinician'), ('nurse'), ('registrar'), ('billing'), ('researcher'), ('patient'), ('backend'),
   ('officer'), ('security'), ('admin');
 
+-- The directory is read by those who treat, and not theirs to edit: a Practitioner is who somebody is taken for.
 INSERT INTO permission (role, type, interactions, view, relation, purposes) VALUES
   ('clinician', '*', 'cruds', 'full', 'treatment', '{TREAT}'),
+  ('clinician', 'Practitioner', 'rs', 'full', 'none', '{TREAT}'),
+  ('clinician', 'PractitionerRole', 'rs', 'full', 'none', '{TREAT}'),
+  ('clinician', 'Organization', 'rs', 'full', 'none', '{TREAT}'),
+  ('clinician', 'Location', 'rs', 'full', 'none', '{TREAT}'),
+  ('clinician', 'HealthcareService', 'rs', 'full', 'none', '{TREAT}'),
+  ('clinician', 'Endpoint', 'rs', 'full', 'none', '{TREAT}'),
   ('nurse', '*', 'crus', 'full', 'treatment', '{TREAT}'),
+  ('nurse', 'Practitioner', 'rs', 'full', 'none', '{TREAT}'),
+  ('nurse', 'PractitionerRole', 'rs', 'full', 'none', '{TREAT}'),
+  ('nurse', 'Organization', 'rs', 'full', 'none', '{TREAT}'),
+  ('nurse', 'Location', 'rs', 'full', 'none', '{TREAT}'),
+  ('nurse', 'HealthcareService', 'rs', 'full', 'none', '{TREAT}'),
+  ('nurse', 'Endpoint', 'rs', 'full', 'none', '{TREAT}'),
   ('registrar', 'Patient', 'crs', 'demographics', 'none', '{HOPERAT}'),
   ('registrar', 'RelatedPerson', 'crs', 'demographics', 'none', '{HOPERAT}'),
   ('registrar', 'Practitioner', 'rs', 'full', 'none', '{HOPERAT}'),
