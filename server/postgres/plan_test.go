@@ -145,3 +145,24 @@ func TestTrailPlans(t *testing.T) {
 		}
 	}
 }
+
+// A statement that is planned and kept while the tables are still empty must not scan them when they have grown: the pool that
+// runs it is asked, not a connection of the test's own.
+func TestPlansOfSmallTables(t *testing.T) {
+	db, _ := open(t)
+	pooled, err := db.records.Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pooled.Release()
+	must(t, pooled.Conn(), `SET plan_cache_mode = force_generic_plan`)
+	statements := db.recordStorage.statements[phi.AllClasses]
+	for what, plan := range map[string]string{
+		"Fetch":     explain(t, pooled.Conn(), statements.current, "Patient", "p"),
+		"FetchMany": explain(t, pooled.Conn(), statements.many, []string{"Patient"}, []string{"p"}),
+	} {
+		if strings.Contains(plan, "Seq Scan") || !strings.Contains(plan, "record_pkey") {
+			t.Errorf("%s does not go by the primary key:\n%s", what, plan)
+		}
+	}
+}

@@ -109,6 +109,11 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 	p["timezone"] = "UTC"
 	p["search_path"] = "public"
 	p["statement_timeout"] = strconv.FormatInt(timeout.Milliseconds(), 10)
+	if role == "chartkeep_records" {
+		// Every statement of this pool goes by an index. A plan that was made and kept while a table was still small would scan it
+		// when it has grown, until it is analyzed.
+		p["enable_seqscan"], p["enable_hashjoin"], p["enable_mergejoin"] = "off", "off", "off"
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("opening pool of %s: %w", role, err)
