@@ -29,7 +29,7 @@ type surface struct {
 	mount    map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
 	proxies  []string
 	pprof    bool
-	metrics  net.Listener // separate listener for metrics and health; nil mounts them beside the API
+	metrics  net.Listener // separate listener for metrics; nil mounts them beside the API
 }
 
 // api is a running HTTP surface over rooms.
@@ -44,7 +44,7 @@ type api struct {
 // shutdownFor is how long handlers may take to finish when the server stops.
 const shutdownFor = 15 * time.Second
 
-// startAPI serves on the listener. It returns when requests are answered.
+// startAPI serves on the listener, in the background; see wait.
 func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slog.Logger) (*api, error) {
 	verifier := s.verifier
 	m := newMetrics(r, verifier)

@@ -25,7 +25,6 @@ import (
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
-	"github.com/chartkeep/chartkeep/phi/keyset"
 	"github.com/chartkeep/chartkeep/server/demo"
 	"github.com/chartkeep/chartkeep/server/postgres"
 	"github.com/chartkeep/chartkeep/server/rest"
@@ -85,11 +84,18 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 		return fmt.Errorf("starting PostgreSQL: %w", err)
 	}
 	defer func() { err = errors.Join(err, cluster.Stop()) }()
-	log := slog.New(slog.DiscardHandler)
-	s, err := freshDeployment(ctx, dir, cluster)
+	s, _, err := prepare(ctx, dir, cluster, audit.Power)
 	if err != nil {
 		return err
 	}
+	logFile, err := os.Create(filepath.Join(dir, demoLog))
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	sink := newLog(logFile)
+	defer sink.close()
+	log := sink.Logger
 	r, err := openRooms(ctx, s, log)
 	if err != nil {
 		return err
@@ -122,44 +128,19 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 	return v.measure(ctx, t, r, dir, variants, ids)
 }
 
-// freshDeployment migrates a new cluster and makes the development key.
-func freshDeployment(ctx context.Context, dir string, cluster *demo.Cluster) (*settings, error) {
-	if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
-		return nil, err
-	}
-	password, err := ensureSecret(filepath.Join(dir, demoPasswordFile))
-	if err != nil {
-		return nil, err
-	}
-	admin := cluster.DSN(demoDatabase)
-	if err := postgres.Migrate(ctx, admin, password); err != nil {
-		return nil, fmt.Errorf("migrating: %w", err)
-	}
-	if _, err := keyset.NewFileRoot(filepath.Join(dir, demoRootKey), true); err != nil {
-		return nil, fmt.Errorf("making development key: %w", err)
-	}
-	return demoSettings(dir, admin, audit.Power)
+// clinician is dr-rivera, as the floor's rows are read: every second patient is under this treatment.
+func clinician() *phi.Caller {
+	return &phi.Caller{RequestID: "bench-floor", Start: time.Now(), Principal: &auth.Principal{
+		Subject: "dr-rivera", Client: "chartkeep-bench", Roles: []string{"clinician"}, FHIRUser: "Practitioner/" + demo.RiveraID, Scopes: auth.ParseScopes("user/*.rs"),
+	}}
 }
 
-// fill imports the patients and prints the rate; it returns the patients' ids.
+// fill imports the patients and prints the rate; it returns the ids of those whom dr-rivera treats.
 func (v *benchVerb) fill(ctx context.Context, records *phi.Records, t terminal) ([]string, error) {
-	caller := &phi.Caller{Principal: system("chartkeep-bench"), RequestID: "bench", Start: time.Now()}
-	var ids []string
-	resources := 0
 	began := time.Now()
-	_, err := demo.Generate(v.Patients, demoSeed, func(bundle []byte) error {
-		res, err := records.Import(ctx, caller, bundle, true)
-		if err != nil {
-			return err
-		}
-		if len(res.Failed) > 0 {
-			return res.Failed[0].Err
-		}
-		resources += res.Written
-		return nil
-	})
+	_, resources, err := generate(ctx, records, v.Patients, "chartkeep-bench")
 	if err != nil {
-		return nil, fmt.Errorf("making patients: %w", err)
+		return nil, err
 	}
 	rate := float64(resources) / time.Since(began).Seconds()
 	fmt.Fprintf(t.out, "import of generated bundles: %.0f resources a second (%d resources)\n", rate, resources)
@@ -168,6 +149,8 @@ func (v *benchVerb) fill(ctx context.Context, records *phi.Records, t terminal) 
 			return nil, err
 		}
 	}
+	caller := clinician()
+	var ids []string
 	for page := []phi.Param{{Name: "_count", Value: "200"}}; ; {
 		p, err := records.Search(ctx, caller, "Patient", page, false)
 		if err != nil {
@@ -176,7 +159,7 @@ func (v *benchVerb) fill(ctx context.Context, records *phi.Records, t terminal) 
 		for _, r := range p.Resources {
 			ids = append(ids, r.ID)
 		}
-		if p.Next == "" || len(ids) >= v.Patients {
+		if p.Next == "" {
 			return ids, nil
 		}
 		page = []phi.Param{{Name: "_page", Value: p.Next}}
@@ -191,7 +174,7 @@ type floorServer struct {
 
 // floor serves the same rows from jsonb with nothing in between.
 func (v *benchVerb) floor(ctx context.Context, records *phi.Records, adminDSN string, ids []string) (*floorServer, error) {
-	caller := &phi.Caller{Principal: system("chartkeep-bench"), RequestID: "bench-floor", Start: time.Now()}
+	caller := clinician()
 	rows := map[string][]byte{}
 	for _, id := range ids {
 		res, err := records.Read(ctx, caller, phi.Ref{Type: "Patient", ID: id})
@@ -252,7 +235,7 @@ func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi
 	if err := awaitReady(ctx, origin+"/readyz"); err != nil {
 		return nil, err
 	}
-	token, err := issuer.Token("app-backend", "")
+	token, err := issuer.Token("dr-rivera", "")
 	if err != nil {
 		return nil, err
 	}

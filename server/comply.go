@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -30,18 +29,11 @@ Example: chartkeep comply --data .chartkeep --out evidence`
 }
 
 // Run assesses and reports.
-func (v *complyVerb) Run(ctx context.Context, t terminal) (err error) {
-	s, err := v.resolve(false)
-	if err != nil {
-		return err
-	}
-	log := newLog(t.err)
-	defer log.close()
-	r, err := openRooms(ctx, s, log.Logger)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close(ctx)) }()
+func (v *complyVerb) Run(ctx context.Context, t terminal) error {
+	return v.onRooms(ctx, t, func(r *rooms, s *settings) error { return v.assess(ctx, r, s, t) })
+}
+
+func (v *complyVerb) assess(ctx context.Context, r *rooms, s *settings, t terminal) error {
 	name := v.Data
 	if name == "" {
 		name = "the deployment"

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 
+	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/phi/keyset"
@@ -91,22 +92,11 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	}
 	defer func() { err = errors.Join(err, cluster.Stop()) }()
 
-	admin := cluster.DSN(demoDatabase)
-	password, err := ensureSecret(filepath.Join(v.Data, demoPasswordFile))
+	s, admin, err := prepare(ctx, v.Data, cluster, durability(v.AuditDurability))
 	if err != nil {
 		return err
-	}
-	if err := postgres.Migrate(ctx, admin, password); err != nil {
-		return fmt.Errorf("migrating: %w", err)
-	}
-	if _, err := keyset.NewFileRoot(filepath.Join(v.Data, demoRootKey), true); err != nil {
-		return fmt.Errorf("making development key: %w", err)
 	}
 	checkpointKey, err := ensureCheckpointKey(filepath.Join(v.Data, demoCheckpoint))
-	if err != nil {
-		return err
-	}
-	s, err := demoSettings(v.Data, admin, durability(v.AuditDurability))
 	if err != nil {
 		return err
 	}
@@ -194,6 +184,51 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	return err
 }
 
+// prepare migrates a cluster's database and makes the development key and the program's password in a data folder that has none. It
+// returns the deployment's settings and the superuser's connection URL.
+func prepare(ctx context.Context, dir string, cluster *demo.Cluster, level audit.Level) (_ *settings, admin string, err error) {
+	if err := os.MkdirAll(filepath.Join(dir, "keys"), 0o700); err != nil {
+		return nil, "", fmt.Errorf("making data folder: %w", err)
+	}
+	password, err := ensureSecret(filepath.Join(dir, demoPasswordFile))
+	if err != nil {
+		return nil, "", err
+	}
+	admin = cluster.DSN(demoDatabase)
+	if err := postgres.Migrate(ctx, admin, password); err != nil {
+		return nil, "", fmt.Errorf("migrating: %w", err)
+	}
+	if _, err := keyset.NewFileRoot(filepath.Join(dir, demoRootKey), true); err != nil {
+		return nil, "", fmt.Errorf("making development key: %w", err)
+	}
+	s, err := demoSettings(dir, admin, level)
+	return s, admin, err
+}
+
+// generate makes synthetic patients through the same sealed, audited path as everything else. It returns the first patient's id and
+// how many resources there are.
+func generate(ctx context.Context, records *phi.Records, patients int, client string) (one string, resources int, err error) {
+	caller := &phi.Caller{Principal: system(client), RequestID: "generated-patients", Start: time.Now()}
+	one, err = demo.Generate(patients, demoSeed, func(bundle []byte) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		res, err := records.Import(ctx, caller, bundle, true)
+		if err != nil {
+			return err
+		}
+		if len(res.Failed) > 0 {
+			return res.Failed[0].Err
+		}
+		resources += res.Written + res.Unchanged
+		return nil
+	})
+	if err != nil {
+		return "", 0, fmt.Errorf("making patients: %w", err)
+	}
+	return one, resources, nil
+}
+
 // listen takes the address that was asked for, or the default one, or a free port when that is taken.
 func (v *demoVerb) listen() (net.Listener, error) {
 	addr := v.Addr
@@ -225,24 +260,9 @@ func (v *demoVerb) populate(ctx context.Context, records *phi.Records, step func
 	}
 	step("making %d synthetic patients", v.Patients)
 	began := time.Now()
-	caller := &phi.Caller{Principal: system("chartkeep-demo"), RequestID: "demo-population", Start: began}
-	resources := 0
-	one, err := demo.Generate(v.Patients, demoSeed, func(bundle []byte) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		res, err := records.Import(ctx, caller, bundle, true)
-		if err != nil {
-			return err
-		}
-		if len(res.Failed) > 0 {
-			return res.Failed[0].Err
-		}
-		resources += res.Written + res.Unchanged
-		return nil
-	})
+	one, resources, err := generate(ctx, records, v.Patients, "chartkeep-demo")
 	if err != nil {
-		return fmt.Errorf("making patients: %w", err)
+		return err
 	}
 	took := time.Since(began).Seconds()
 	step("%d resources sealed in %.1f s (%.0f a second)", resources, took, float64(resources)/took)

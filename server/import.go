@@ -35,17 +35,7 @@ Example: chartkeep import --data .chartkeep ../shared/data/synthea`
 
 // Run imports into the deployment.
 func (v *importVerb) Run(ctx context.Context, t terminal) error {
-	s, err := v.resolve(false)
-	if err != nil {
-		return err
-	}
-	log := newLog(t.err)
-	defer log.close()
-	r, err := openRooms(ctx, s, log.Logger)
-	if err != nil {
-		return err
-	}
-	return errors.Join(importPaths(ctx, r.records, v.Paths, t), r.close(ctx))
+	return v.onRooms(ctx, t, func(r *rooms, _ *settings) error { return importPaths(ctx, r.records, v.Paths, t) })
 }
 
 // source is one document to import: a whole file, or a run of lines of an NDJSON file.

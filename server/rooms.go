@@ -61,6 +61,21 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	return r, nil
 }
 
+// onRooms runs a verb's work on the rooms of a deployment and closes them.
+func (d *deployment) onRooms(ctx context.Context, t terminal, work func(*rooms, *settings) error) error {
+	s, err := d.resolve(false)
+	if err != nil {
+		return err
+	}
+	log := newLog(t.err)
+	defer log.close()
+	r, err := openRooms(ctx, s, log.Logger)
+	if err != nil {
+		return err
+	}
+	return errors.Join(work(r, s), r.close(ctx))
+}
+
 // start runs f until the rooms close; its failure is logged, since the request paths fail closed by themselves.
 func (r *rooms) start(ctx context.Context, name string, f func(context.Context) error) {
 	r.runs.Go(func() {
