@@ -15,6 +15,7 @@ type Row struct {
 	Salt     [16]byte
 	Body     []byte
 	Leaf     Hash
+	Altered  []string // columns that are not what Body says, by name; only storages that keep columns set it
 }
 
 // Batch is a contiguous run of rows of one stream.
