@@ -1,0 +1,135 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+)
+
+// A request's event is durable before its response leaves, so the time that waiting and opening took is not known when the event
+// is handed over, and an event is never changed afterwards. The durations of finished requests are therefore gathered and
+// recorded later, many in one event: type TypeApplication, interaction InteractionTimings, Detail as AppendTimings writes it.
+
+// InteractionTimings is the Interaction of events whose Detail holds timings.
+const InteractionTimings = "timings"
+
+// Timed is how long one finished request took.
+type Timed struct {
+	RequestID string
+	Route     string // pattern, never the path
+	Role      string // first role of the caller's token, "" for none
+	Status    uint16 // HTTP status
+	Timing    Timing
+}
+
+const timingsVersion = 1
+
+// AppendTimings appends the encoding of list to b: a version, each route and role once, in the order of first use, then the
+// entries. A request id that is a UUID takes 16 bytes, so an entry takes about 35.
+func AppendTimings(b []byte, list []Timed) []byte {
+	b = append(b, timingsVersion)
+	var words []string
+	known := make(map[string]uint64, 16)
+	number := func(word string) {
+		if _, ok := known[word]; !ok {
+			known[word] = uint64(len(words))
+			words = append(words, word)
+		}
+	}
+	for i := range list {
+		number(list[i].Route)
+		number(list[i].Role)
+	}
+	b = appendTexts(b, words)
+	b = binary.AppendUvarint(b, uint64(len(list)))
+	for i := range list {
+		t := &list[i]
+		if id, ok := parseUUID(t.RequestID); ok {
+			b = append(append(b, 1), id[:]...)
+		} else {
+			b = appendText(append(b, 0), t.RequestID)
+		}
+		b = binary.AppendUvarint(b, known[t.Route])
+		b = binary.AppendUvarint(b, known[t.Role])
+		for _, n := range [...]uint32{uint32(t.Status), t.Timing.Total, t.Timing.Auth, t.Timing.Decision, t.Timing.Database, t.Timing.Crypto, t.Timing.Audit} {
+			b = binary.AppendUvarint(b, uint64(n))
+		}
+	}
+	return b
+}
+
+// DecodeTimings is the inverse of AppendTimings. Like DecodeEvent it takes only the one spelling that AppendTimings writes. The
+// list shares no memory with detail.
+func DecodeTimings(detail []byte) ([]Timed, error) {
+	r := reader{rest: detail}
+	if r.byte() != timingsVersion {
+		return nil, fmt.Errorf("decoding timings: version: %w", errEncoding)
+	}
+	words := r.texts()
+	word := func() string {
+		n := r.uvarint()
+		if n >= uint64(len(words)) {
+			r.bad = true
+			return ""
+		}
+		return words[n]
+	}
+	list := make([]Timed, r.count(11)) // of the shortest entry
+	for i := range list {
+		t := &list[i]
+		if r.byte() == 0 {
+			t.RequestID = r.text()
+		} else if id := r.take(16); id != nil {
+			t.RequestID = formatUUID([16]byte(id))
+		}
+		t.Route, t.Role = word(), word()
+		status := r.uvarint()
+		r.bad = r.bad || status > 1<<16-1
+		t.Status = uint16(status)
+		for _, d := range [...]*uint32{&t.Timing.Total, &t.Timing.Auth, &t.Timing.Decision, &t.Timing.Database, &t.Timing.Crypto, &t.Timing.Audit} {
+			n := r.uvarint()
+			r.bad = r.bad || n > 1<<32-1
+			*d = uint32(n)
+		}
+		if r.bad {
+			break
+		}
+	}
+	if r.bad || !bytes.Equal(AppendTimings(make([]byte, 0, len(detail)), list), detail) {
+		return nil, fmt.Errorf("decoding timings: %w", errEncoding)
+	}
+	return list, nil
+}
+
+// formatUUID writes 16 bytes as RFC 9562 section 4 has it.
+func formatUUID(id [16]byte) string {
+	var b [36]byte
+	hex.Encode(b[0:8], id[0:4])
+	hex.Encode(b[9:13], id[4:6])
+	hex.Encode(b[14:18], id[6:8])
+	hex.Encode(b[19:23], id[8:10])
+	hex.Encode(b[24:36], id[10:16])
+	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
+	return string(b[:])
+}
+
+// parseUUID takes what formatUUID writes, in lower case only.
+func parseUUID(s string) (id [16]byte, ok bool) {
+	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
+		return id, false
+	}
+	var digits [32]byte
+	for n, i := 0, 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case i == 8 || i == 13 || i == 18 || i == 23:
+		case c >= '0' && c <= '9' || c >= 'a' && c <= 'f':
+			digits[n] = c
+			n++
+		default:
+			return id, false
+		}
+	}
+	_, err := hex.Decode(id[:], digits[:])
+	return id, err == nil
+}
