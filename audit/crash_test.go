@@ -187,7 +187,7 @@ func TestRescue(t *testing.T) {
 			t.Errorf("%s is stored %d times", id, n)
 		}
 	}
-	alerts, _ := storage.Find(t.Context(), audit.Query{Type: audit.TypeSecurityAlert, Limit: 9})
+	alerts := alertsIn(&storage)
 	if len(alerts) != 2 {
 		t.Errorf("%d alerts, want the damage and the rescue", len(alerts))
 	}
@@ -222,7 +222,7 @@ func survives(t *testing.T, where, dir, stream string, intact bool) {
 	}
 	contiguous(t, storage.Rows())
 	seen := patients(storage.Rows())
-	alerts, _ := storage.Find(context.Background(), audit.Query{Type: audit.TypeSecurityAlert, Limit: 9})
+	alerts := alertsIn(&storage)
 	if len(seen) < 20 && len(alerts) == 0 {
 		t.Errorf("%s: %d of 20 events are left and nobody was told", where, len(seen))
 	}
@@ -234,4 +234,10 @@ func survives(t *testing.T, where, dir, stream string, intact bool) {
 			t.Errorf("%s: %s is stored %d times", where, id, n)
 		}
 	}
+}
+
+// alertsIn are the security alerts that a storage holds, newest first.
+func alertsIn(storage *audittest.Storage) []audit.Stored {
+	found, _ := storage.Find(context.Background(), audit.Query{Terms: []audit.Term{audit.Is(audit.FieldType, string(audit.TypeSecurityAlert))}})
+	return found.Events
 }

@@ -290,7 +290,7 @@ func TestDiskFull(t *testing.T) {
 	if seen["before"] != 1 || seen["during"] != 0 || seen["after"] != 1 {
 		t.Errorf("stored %v", seen)
 	}
-	alerts, _ := storage.Find(t.Context(), audit.Query{Type: audit.TypeSecurityAlert, Limit: 5})
+	alerts := alertsIn(&storage)
 	if len(alerts) != 1 || !strings.Contains(alerts[0].Event.OutcomeDesc, "2 events were refused") {
 		t.Errorf("the outage is not on record: %+v", alerts)
 	}

@@ -142,7 +142,8 @@ func TestSecondProcessHasItsOwnStream(t *testing.T) {
 	}
 	ship(t, b)
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
-		if found, _ := storage.Find(t.Context(), audit.Query{Patient: "orphan", Limit: 2}); len(found) == 1 && found[0].Stream == a.Stream() {
+		found, _ := storage.Find(t.Context(), audit.Query{Terms: []audit.Term{audit.Is(audit.FieldPatient, "orphan")}})
+		if len(found.Events) == 1 && found.Events[0].Stream == a.Stream() {
 			break
 		}
 		if time.Now().After(deadline) {

@@ -44,35 +44,3 @@ type Storage interface {
 	Head(ctx context.Context, stream StreamID) (next uint64, chain Hash, err error)
 	Ingest(ctx context.Context, b Batch) error
 }
-
-// Query selects events for an officer, newest first. Zero fields do not restrict.
-type Query struct {
-	ID                                            ID
-	RequestID, Patient, User, Client, Interaction string
-	EntityType, EntityID                          string
-	Type                                          Type
-	Action                                        Action
-	Outcome                                       *Outcome
-	From, To                                      time.Time // recorded in [From, To)
-	Text                                          string    // free text over non-PHI fields
-	After                                         Position  // continue after this event (older); zero starts at the newest
-	Limit                                         int       // 1..200
-}
-
-// Position is the keyset of a stored event in newest-first order.
-type Position struct {
-	PartTime time.Time
-	ID       ID
-}
-
-// Stored is an event as the database holds it.
-type Stored struct {
-	Row
-	Stream   StreamID
-	Ingested time.Time
-}
-
-// Reader finds stored events.
-type Reader interface {
-	Find(ctx context.Context, q Query) ([]Stored, error)
-}

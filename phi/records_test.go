@@ -62,15 +62,14 @@ func (b *bench) events() []audit.Event {
 	var events []audit.Event
 	var after audit.Position
 	for {
-		page, err := b.trail.Find(ctx, audit.Query{After: after, Limit: 200})
+		page, err := b.trail.Find(ctx, audit.Query{After: after, Limit: audit.MaxPage})
 		if err != nil {
 			b.t.Fatal(err)
 		}
-		for _, s := range page {
+		for _, s := range page.Events {
 			events = append([]audit.Event{s.Event}, events...)
-			after = audit.Position{PartTime: s.PartTime, ID: s.Event.ID}
 		}
-		if len(page) < 200 {
+		if after = page.Next; after == (audit.Position{}) {
 			return events
 		}
 	}

@@ -112,16 +112,16 @@ func probes(r *rooms, s *settings) map[string]compliance.Probe {
 			return fmt.Sprintf("PHI waits until its event is durable at level %s (power survives a power cut, database the loss of the host); an event was made durable just now", s.level), s.level >= audit.Power, nil
 		},
 		"audit-chain": func(ctx context.Context) (string, bool, error) {
-			stored, err := r.db.Trail().Find(ctx, audit.Query{Limit: 200})
+			newest, err := r.db.Trail().Find(ctx, audit.Query{Limit: audit.MaxPage})
 			if err != nil {
 				return "", false, err
 			}
-			for _, row := range stored {
+			for _, row := range newest.Events {
 				if err := audit.CheckRow(row.Stream, &row.Row); err != nil {
 					return fmt.Sprintf("event %x does not verify: %v", row.Event.ID, err), false, nil
 				}
 			}
-			return fmt.Sprintf("the newest %d stored events hash to their leaves", len(stored)), len(stored) > 0, nil
+			return fmt.Sprintf("the newest %d stored events hash to their leaves", len(newest.Events)), len(newest.Events) > 0, nil
 		},
 		"database-checksums": func(ctx context.Context) (string, bool, error) {
 			v, err := e.Settings(ctx, "data_checksums", "fsync", "full_page_writes", "synchronous_commit")

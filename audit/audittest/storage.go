@@ -2,13 +2,10 @@
 package audittest
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -102,41 +99,25 @@ func (s *Storage) Rows() []audit.Stored {
 }
 
 // Find implements audit.Reader.
-func (s *Storage) Find(ctx context.Context, q audit.Query) ([]audit.Stored, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
+func (s *Storage) Find(ctx context.Context, q audit.Query) (audit.Found, error) {
+	if err := errors.Join(ctx.Err(), q.Validate()); err != nil {
+		return audit.Found{}, err
 	}
-	rows := slices.DeleteFunc(s.Rows(), func(r audit.Stored) bool { return !matches(q, &r) })
-	slices.SortFunc(rows, func(a, b audit.Stored) int {
-		return -compare(a.PartTime, a.Event.ID, b.PartTime, b.Event.ID)
-	})
-	return rows[:min(len(rows), max(1, min(q.Limit, 200)))], nil
+	rows := slices.DeleteFunc(s.Rows(), func(r audit.Stored) bool { return !q.Matches(&r) })
+	slices.SortFunc(rows, func(a, b audit.Stored) int { return direction(q) * a.Position().Compare(b.Position()) })
+	if q.After != (audit.Position{}) {
+		rows = slices.DeleteFunc(rows, func(r audit.Stored) bool { return direction(q)*r.Position().Compare(q.After) <= 0 })
+	}
+	found := audit.Found{Events: rows[:min(len(rows), q.Page())]}
+	if len(rows) > len(found.Events) {
+		found.Next = found.Events[len(found.Events)-1].Position()
+	}
+	return found, nil
 }
 
-func compare(at time.Time, a audit.ID, bt time.Time, b audit.ID) int {
-	return cmp.Or(at.Compare(bt), bytes.Compare(a[:], b[:]))
-}
-
-func matches(q audit.Query, r *audit.Stored) bool {
-	e := &r.Event
-	is := func(want, got string) bool { return want == "" || want == got }
-	if q.After != (audit.Position{}) && compare(r.PartTime, e.ID, q.After.PartTime, q.After.ID) >= 0 {
-		return false
+func direction(q audit.Query) int {
+	if q.Forward {
+		return 1
 	}
-	if q.EntityType != "" || q.EntityID != "" {
-		if !slices.ContainsFunc(e.Entities, func(n audit.Entity) bool { return is(q.EntityType, n.Type) && is(q.EntityID, n.ID) }) {
-			return false
-		}
-	}
-	if q.Text != "" {
-		text := strings.Join([]string{e.Interaction, e.OutcomeDesc, e.Agent.User, e.Agent.Name, e.Agent.Client, e.Decision.Rule, e.Decision.Reason, e.RequestID}, " ")
-		if !strings.Contains(strings.ToLower(text), strings.ToLower(q.Text)) {
-			return false
-		}
-	}
-	return (q.ID == audit.ID{} || q.ID == e.ID) &&
-		is(q.RequestID, e.RequestID) && is(q.Patient, e.Patient) && is(q.User, e.Agent.User) && is(q.Client, e.Agent.Client) &&
-		is(q.Interaction, e.Interaction) && is(string(q.Type), string(e.Type)) &&
-		(q.Action == 0 || q.Action == e.Action) && (q.Outcome == nil || *q.Outcome == e.Outcome) &&
-		(q.From.IsZero() || !e.Recorded.Before(q.From)) && (q.To.IsZero() || e.Recorded.Before(q.To))
+	return -1
 }

@@ -132,13 +132,12 @@ func TestTrailPlans(t *testing.T) {
 	}{
 		"newest":       {audit.Query{}, month + "_pkey"},
 		"older than":   {audit.Query{After: audit.Position{PartTime: noon, ID: random16()}}, month + "_pkey"},
-		"of a patient": {audit.Query{Patient: "p-7"}, month + "_patient_part_ts_event_id_idx"},
-		"of a user":    {audit.Query{User: "u-7"}, month + "_agent_user_part_ts_event_id_idx"},
-		"of a request": {audit.Query{RequestID: "r-77"}, month + "_request_id_idx"},
-		"one event":    {audit.Query{ID: random16()}, month + "_event_id_idx"},
+		"of a patient": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldPatient, "p-7")}}, month + "_patient_part_ts_event_id_idx"},
+		"of a user":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldAgent, "u-7")}}, month + "_agent_user_part_ts_event_id_idx"},
+		"of a request": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, "r-77")}}, month + "_request_id_idx"},
+		"one event":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldID, strings.Repeat("a1", 16))}}, month + "_event_id_idx"},
 	} {
-		test.query.Limit = 50
-		sql, args := findSQL(test.query)
+		sql, args := newFindSQL(test.query).page(50)
 		plan := explain(t, conn, sql, args...)
 		if !strings.Contains(plan, test.index) || strings.Contains(plan, "Seq Scan on "+month) {
 			t.Errorf("%s does not go by %s:\n%s", what, test.index, plan)

@@ -18,92 +18,238 @@ type trailReader struct{ pool *pgxpool.Pool }
 
 var _ audit.Reader = (*trailReader)(nil)
 
+const (
+	// findScan bounds the rows that one statement of Find looks at, and findTime how long it goes on with further ones.
+	findScan = 20_000
+	findTime = 500 * time.Millisecond
+)
+
 // Find implements audit.Reader. The events are decoded from the bytes that were hashed, not from the columns; a body that
 // does not decode yields what its columns say, so that a damaged row stays visible.
-func (r *trailReader) Find(ctx context.Context, q audit.Query) ([]audit.Stored, error) {
-	sql, args := findSQL(q)
-	rows, err := r.pool.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, bare("querying trail", err)
+func (r *trailReader) Find(ctx context.Context, q audit.Query) (audit.Found, error) {
+	var found audit.Found
+	if err := q.Validate(); err != nil {
+		return found, fmt.Errorf("querying trail: %w", err)
 	}
-	found, err := pgx.CollectRows(rows, scanStored)
-	if err != nil {
-		return nil, bare("querying trail", err)
+	page, deadline := q.Page(), time.Now().Add(findTime)
+	for {
+		f := newFindSQL(q)
+		sql, args := f.page(page + 1 - len(found.Events))
+		rows, err := r.pool.Query(ctx, sql, args...)
+		if err != nil {
+			return found, bare("querying trail", err)
+		}
+		events, err := pgx.CollectRows(rows, scanStored)
+		if err != nil {
+			return found, bare("querying trail", err)
+		}
+		found.Events = append(found.Events, events...)
+		if len(found.Events) > page {
+			found.Events = found.Events[:page]
+			found.Next = found.Events[page-1].Position()
+			return found, nil
+		}
+		if len(f.others) == 0 {
+			return found, nil
+		}
+		// Not enough of the rows that were looked at fit: are there more?
+		sql, args = f.last()
+		rows, err = r.pool.Query(ctx, sql, args...)
+		if err != nil {
+			return found, bare("querying trail", err)
+		}
+		last, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p audit.Position, err error) {
+			err = row.Scan(&p.PartTime, (*[16]byte)(&p.ID))
+			p.PartTime = p.PartTime.UTC()
+			return p, err
+		})
+		if err != nil {
+			return found, bare("querying trail", err)
+		}
+		if len(last) == 0 {
+			return found, nil
+		}
+		q.After, found.Next = last[0], last[0]
+		if time.Now().After(deadline) {
+			return found, nil
+		}
+		found.Next = audit.Position{}
 	}
-	return found, nil
 }
 
-// findSQL builds the statement: its text depends on which fields are set, never on their values.
-func findSQL(q audit.Query) (string, []any) {
-	args := []any{min(max(q.Limit, 1), 200)}
-	var where strings.Builder
-	and := func(condition string, values ...any) {
-		marks := make([]any, len(values))
-		for i, v := range values {
-			args = append(args, v)
-			marks[i] = "$" + strconv.Itoa(len(args))
-		}
-		if where.Len() > 0 {
-			where.WriteString(" AND ")
-		}
-		fmt.Fprintf(&where, condition, marks...)
-	}
-	and("true")
-	if q.ID != (audit.ID{}) {
-		and("event_id = %s", [16]byte(q.ID))
-	}
-	for _, f := range []struct{ column, value string }{
-		{"agent_user", q.User}, {"client", q.Client}, {"interaction", q.Interaction}, {"type", string(q.Type)},
-	} {
-		if f.value != "" {
-			and(f.column+" = %s", projected(f.value))
-		}
-	}
-	// The indexes of these two leave empty values out.
-	if q.Patient != "" {
-		and("patient = %s AND patient <> ''", projected(q.Patient))
-	}
-	if q.RequestID != "" {
-		and("request_id = %s AND request_id <> ''", projected(q.RequestID))
-	}
-	switch {
-	case q.EntityType != "" && q.EntityID != "":
-		and("%s = ANY (entities)", projected(q.EntityType+"/"+q.EntityID))
-	case q.EntityType != "":
-		and("EXISTS (SELECT FROM unnest(entities) n WHERE starts_with(n, %s))", projected(q.EntityType)+"/")
-	case q.EntityID != "":
-		and("EXISTS (SELECT FROM unnest(entities) n WHERE split_part(n, '/', 2) = %s)", projected(q.EntityID))
-	}
-	if q.Action != 0 {
-		and("action = %s", string(rune(q.Action)))
-	}
-	switch {
-	case q.Outcome == nil:
-	case *q.Outcome == audit.Intent:
-		and("outcome IS NULL")
-	default:
-		and("outcome = %s", int16(*q.Outcome))
-	}
+// findSQL is a query's statement. Its text depends on which fields are asked for, never on their values. The conditions of
+// path are what an index in the order of reading gives: how many rows are looked at is bounded by them alone. The others
+// are tried on those rows.
+type findSQL struct {
+	path, others conditions
+	args         arguments
+	pathArgs     int // how many of args the path takes
+	order        string
+}
+
+// conditions hold all.
+type conditions []string
+
+func (c conditions) String() string { return strings.Join(append(conditions{"true"}, c...), " AND ") }
+
+// arguments are the values of a statement.
+type arguments []any
+
+// add returns the mark that stands for the value in the statement.
+func (a *arguments) add(v any) string {
+	*a = append(*a, v)
+	return "$" + strconv.Itoa(len(*a))
+}
+
+func newFindSQL(q audit.Query) *findSQL {
+	f := &findSQL{order: "part_ts DESC, event_id DESC"}
 	// part_ts is the wall clock but for a clock that stepped, by at most a day either way: it prunes, recorded decides.
 	const slack = 25 * time.Hour
 	if !q.From.IsZero() {
-		and("recorded >= %s AND part_ts >= %s", q.From, q.From.Add(-slack))
+		f.path = append(f.path, "part_ts >= "+f.args.add(q.From.Add(-slack)))
 	}
 	if !q.To.IsZero() {
-		and("recorded < %s AND part_ts < %s", q.To, q.To.Add(slack))
+		f.path = append(f.path, "part_ts < "+f.args.add(q.To.Add(slack)))
 	}
-	if q.Text != "" {
-		and(`strpos(lower(concat_ws(' ', type, interaction, agent_user, client, network, array_to_string(roles, ' '), purpose,
-			patient, array_to_string(entities, ' '), rule, reason, view, request_id)), lower(%s)) > 0`, projected(q.Text))
+	than := "<"
+	if q.Forward {
+		f.order, than = "part_ts, event_id", ">"
 	}
 	if q.After != (audit.Position{}) {
 		// The first condition alone prunes partitions.
-		and("part_ts <= %[1]s AND (part_ts, event_id) < (%[1]s, %[2]s)", q.After.PartTime, [16]byte(q.After.ID))
+		t, id := f.args.add(q.After.PartTime), f.args.add([16]byte(q.After.ID))
+		f.path = append(f.path, fmt.Sprintf("part_ts %s= %s AND (part_ts, event_id) %[1]s (%[2]s, %[3]s)", than, t, id))
 	}
-	return `SELECT stream, seq, part_ts, event_id, recorded, ingested_at, type, interaction, action, outcome, agent_user, client,
-		session, network, roles, purpose, patient, entity_type, entity_id, allowed, rule, reason, view, policy, request_id,
-		correlation, total_us, salt, leaf, body
-		FROM audit_trail WHERE ` + where.String() + ` ORDER BY part_ts DESC, event_id DESC LIMIT $1`, args
+	path := pathOf(q.Terms)
+	if path >= 0 {
+		t := &q.Terms[path]
+		f.path = append(f.path, termSQL(t, &f.args))
+		if t.Field == audit.FieldPatient {
+			f.path = append(f.path, "patient <> ''") // as its index has it
+		}
+	}
+	f.pathArgs = len(f.args)
+	for i := range q.Terms {
+		if i != path {
+			f.others = append(f.others, termSQL(&q.Terms[i], &f.args))
+		}
+	}
+	if !q.From.IsZero() {
+		f.others = append(f.others, "recorded >= "+f.args.add(q.From))
+	}
+	if !q.To.IsZero() {
+		f.others = append(f.others, "recorded < "+f.args.add(q.To))
+	}
+	if q.Text != "" {
+		f.others = append(f.others, `strpos(lower(concat_ws(' ', type, interaction, agent_user, client, network, array_to_string(roles, ' '),
+			purpose, patient, array_to_string(entities, ' '), rule, reason, view, request_id)), lower(`+f.args.add(projected(q.Text))+`)) > 0`)
+	}
+	return f
+}
+
+// pathOf is the index of the term that leads to the fewest rows by an index; -1 when there is none and the trail is read in
+// order of time.
+func pathOf(terms []audit.Term) int {
+	for _, f := range []audit.Field{audit.FieldID, audit.FieldRequest, audit.FieldPatient, audit.FieldAgent} {
+		for i, t := range terms {
+			if t.Field == f && t.Op == audit.OpIs && !t.Not && len(t.Values) == 1 && t.Values[0] != "" {
+				return i
+			}
+		}
+	}
+	return -1
+}
+
+// scanned are the rows that are looked at.
+func (f *findSQL) scanned(columns string, limit int) string {
+	return `SELECT ` + columns + ` FROM audit_trail WHERE ` + f.path.String() + ` ORDER BY ` + f.order + ` LIMIT ` + strconv.Itoa(limit)
+}
+
+// page is the statement that finds rows.
+func (f *findSQL) page(limit int) (string, []any) {
+	if len(f.others) == 0 {
+		return f.scanned(storedColumns, limit), f.args
+	}
+	return `SELECT ` + storedColumns + ` FROM (` + f.scanned("*", findScan) + `) scanned WHERE ` + f.others.String() +
+		` ORDER BY ` + f.order + ` LIMIT ` + strconv.Itoa(limit), f.args
+}
+
+// last is the statement for the position of the last row that page may look at; there is none when it looks at all there are.
+func (f *findSQL) last() (string, []any) {
+	return f.scanned("part_ts, event_id", 1) + ` OFFSET ` + strconv.Itoa(findScan-1), f.args[:f.pathArgs]
+}
+
+// storedColumns are scanned by scanStored.
+const storedColumns = `stream, seq, part_ts, event_id, recorded, ingested_at, type, interaction, action, outcome, agent_user, client,
+	session, network, roles, purpose, patient, entity_type, entity_id, allowed, rule, reason, view, policy, request_id,
+	correlation, total_us, salt, leaf, body`
+
+// fieldColumns are the columns of the fields that have one of their own.
+var fieldColumns = map[audit.Field]string{
+	audit.FieldID: "event_id", audit.FieldRequest: "request_id", audit.FieldPatient: "patient", audit.FieldAgent: "agent_user",
+	audit.FieldClient: "client", audit.FieldSession: "session", audit.FieldNetwork: "network", audit.FieldType: "type",
+	audit.FieldInteraction: "interaction", audit.FieldAction: "action", audit.FieldOutcome: "coalesce(outcome, -1)",
+	audit.FieldPurpose: "purpose", audit.FieldRule: "rule", audit.FieldReason: "reason", audit.FieldView: "view",
+	audit.FieldPolicy: "policy", audit.FieldAllowed: "allowed", audit.FieldDuration: "total_us", audit.FieldStream: "stream",
+	audit.FieldSeq: "seq", audit.FieldCorrelation: "correlation",
+}
+
+// termSQL is the condition of a valid term.
+func termSQL(t *audit.Term, args *arguments) string {
+	not := ""
+	if t.Not {
+		not = " IS NOT TRUE" // a missing value is no value that fits
+	}
+	return "(" + fitsSQL(t, args) + ")" + not
+}
+
+func fitsSQL(t *audit.Term, args *arguments) string {
+	column := fieldColumns[t.Field]
+	switch kind, _ := t.Field.Kind(); kind {
+	case audit.KindNumber:
+		numbers := make([]int64, len(t.Values))
+		for i, v := range t.Values {
+			numbers[i], _ = strconv.ParseInt(v, 10, 64) // valid terms hold numbers
+		}
+		switch t.Op {
+		case audit.OpAtLeast:
+			return column + " >= " + args.add(numbers[0])
+		case audit.OpBelow:
+			return column + " < " + args.add(numbers[0])
+		}
+		return column + " = ANY (" + args.add(numbers) + "::bigint[])"
+	case audit.KindUUID:
+		ids := make([][16]byte, len(t.Values))
+		for i, v := range t.Values {
+			id, _ := audit.ParseID(v)
+			ids[i] = id
+		}
+		if len(ids) == 1 {
+			return column + " = " + args.add(ids[0])
+		}
+		return column + " = ANY (" + args.add(ids) + "::uuid[])"
+	}
+	values := make([]string, len(t.Values))
+	for i, v := range t.Values {
+		values[i] = projected(v)
+	}
+	list := map[audit.Field]string{
+		audit.FieldRole: "unnest(roles) v", audit.FieldClass: "unnest(classes) v", audit.FieldEntity: "unnest(entities) v",
+		audit.FieldEntityType: "(SELECT split_part(n, '/', 1) FROM unnest(entities) n) n(v)",
+	}[t.Field]
+	switch {
+	case t.Field == audit.FieldAllowed:
+		return "allowed::text = ANY (" + args.add(values) + "::text[])"
+	case list != "" && t.Op == audit.OpPrefix:
+		return "EXISTS (SELECT FROM " + list + ", unnest(" + args.add(values) + "::text[]) p WHERE starts_with(v, p))"
+	case list != "":
+		return "EXISTS (SELECT FROM " + list + " WHERE v = ANY (" + args.add(values) + "::text[]))"
+	case t.Op == audit.OpPrefix:
+		return "EXISTS (SELECT FROM unnest(" + args.add(values) + "::text[]) p WHERE starts_with(" + column + ", p))"
+	case len(values) == 1:
+		return column + " = " + args.add(values[0])
+	}
+	return column + " = ANY (" + args.add(values) + "::text[])"
 }
 
 func scanStored(row pgx.CollectableRow) (audit.Stored, error) {

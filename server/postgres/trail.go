@@ -137,7 +137,7 @@ func poison(err error) bool { return errors.As(err, new(errPoison)) }
 var trailColumns = []string{
 	"part_ts", "stream", "seq", "event_id", "recorded", "type", "interaction", "action", "outcome", "agent_user", "client",
 	"session", "network", "roles", "purpose", "patient", "entity_type", "entity_id", "entities", "allowed", "rule", "reason", "view",
-	"policy", "request_id", "correlation", "total_us", "salt", "leaf", "body",
+	"policy", "request_id", "correlation", "total_us", "salt", "leaf", "body", "classes",
 }
 
 // row appends a row of trailColumns, paragraph by line, each field as wide as its column's type.
@@ -190,6 +190,7 @@ func (c *copyData) row(stream audit.StreamID, r *audit.Row) {
 	c.bytes(r.Salt[:])
 	c.bytes(r.Leaf[:])
 	c.bytes(r.Body)
+	c.texts(len(e.Classes), func(i int) string { return e.Classes[i] })
 }
 
 // copyData is what COPY reads: "Binary Format" in https://www.postgresql.org/docs/current/sql-copy.html, with the fields as

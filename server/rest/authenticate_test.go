@@ -73,7 +73,7 @@ func TestAuthenticationAttacks(t *testing.T) {
 		if c.status == 200 {
 			continue
 		}
-		found := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")})
+		found := d.eventsOf(a.Header.Get("X-Request-Id"))
 		if len(found) != 1 || found[0].Event.Outcome != audit.MinorFailure || found[0].Event.Agent.User != "" {
 			t.Errorf("%s: events %+v", c.name, found)
 		} else if c.challenge != "" && found[0].Event.Type != audit.TypeAuthentication {
@@ -156,7 +156,7 @@ func TestExistenceIsHidden(t *testing.T) {
 		if string(there.body) != string(away.body) {
 			t.Errorf("existence leaks: %s, %s", there.body, away.body)
 		}
-		e := d.events(audit.Query{RequestID: there.Header.Get("X-Request-Id")})
+		e := d.eventsOf(there.Header.Get("X-Request-Id"))
 		if len(e) != 1 || e[0].Event.Patient != "p1" || e[0].Event.Decision.Allowed {
 			t.Errorf("events of the refusal: %+v", e)
 		}
@@ -185,7 +185,7 @@ func TestForwardedFor(t *testing.T) {
 	} {
 		d := deploy(t, func(cfg *rest.Config) { cfg.TLSClientNetworks = c.proxies })
 		a := d.do("GET", "/fhir/R4/Patient/p1", "", "", "X-Forwarded-For", c.header)
-		e := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")})
+		e := d.eventsOf(a.Header.Get("X-Request-Id"))
 		if len(e) != 1 || e[0].Event.Agent.Network != c.want {
 			t.Errorf("proxies %v, header %q: %+v, want %s", c.proxies, c.header, e, c.want)
 		}

@@ -331,11 +331,17 @@ func (d *deployment) events(q audit.Query) []audit.Stored {
 	defer cancel()
 	check(d.t, d.log.Drain(ctx))
 	if q.Limit == 0 {
-		q.Limit = 200
+		q.Limit = audit.MaxPage
 	}
 	found, err := d.trail.Find(ctx, q)
 	check(d.t, err)
-	return found
+	return found.Events
+}
+
+// eventsOf are the stored events of one request.
+func (d *deployment) eventsOf(requestID string) []audit.Stored {
+	d.t.Helper()
+	return d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, requestID)}})
 }
 
 // patient stores the planted patient under an id and lets Rivera treat it.

@@ -66,7 +66,7 @@ func TestMounts(t *testing.T) {
 	}
 	d.want(d.do("GET", "/oauth2x", "", ""), http.StatusNotFound)
 	a := d.want(d.do("GET", "/panics", "", ""), http.StatusInternalServerError)
-	if e := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")}); len(e) != 1 || e[0].Event.Outcome != audit.SeriousFailure {
+	if e := d.eventsOf(a.Header.Get("X-Request-Id")); len(e) != 1 || e[0].Event.Outcome != audit.SeriousFailure {
 		t.Errorf("events of a panic: %+v", e)
 	}
 }
@@ -94,7 +94,7 @@ func TestIntegrity(t *testing.T) {
 	if want := `{"resourceType":"OperationOutcome","issue":[{"severity":"error","code":"exception","diagnostics":"internal error"}]}`; string(a.body) != want {
 		t.Errorf("answer %s", a.body)
 	}
-	if len(d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id"), Type: audit.TypeSecurityAlert})) == 0 {
+	if len(d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, a.Header.Get("X-Request-Id")), audit.Is(audit.FieldType, string(audit.TypeSecurityAlert))}})) == 0 {
 		t.Error("no alert in the trail")
 	}
 }
@@ -109,7 +109,7 @@ func TestTimeout(t *testing.T) {
 	if a.Header.Get("Retry-After") == "" {
 		t.Error("no Retry-After")
 	}
-	if e := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")}); len(e) != 2 || e[0].Event.Outcome != audit.SeriousFailure {
+	if e := d.eventsOf(a.Header.Get("X-Request-Id")); len(e) != 2 || e[0].Event.Outcome != audit.SeriousFailure {
 		t.Errorf("events %+v", e)
 	}
 }

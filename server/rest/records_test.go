@@ -65,7 +65,7 @@ func TestLife(t *testing.T) {
 		if (len(a.body) == 0) != (c.status == 304) || a.Header.Get("ETag") != `W/"1"` {
 			t.Errorf("%s %s: %d bytes, ETag %s", c.name, c.value, len(a.body), a.Header.Get("ETag"))
 		}
-		if len(d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id"), Interaction: "read"})) != 1 {
+		if len(d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, a.Header.Get("X-Request-Id")), audit.Is(audit.FieldInteraction, "read")}})) != 1 {
 			t.Errorf("%s %s left no event", c.name, c.value)
 		}
 	}
@@ -188,7 +188,7 @@ func TestRefusedRequests(t *testing.T) {
 		if c.code != "" && (len(o.Issue) == 0 || o.Issue[0].Code != c.code) {
 			t.Errorf("%s: issue %s, want %s", c.name, a.body, c.code)
 		}
-		if got := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")}); len(got) == 0 {
+		if got := d.eventsOf(a.Header.Get("X-Request-Id")); len(got) == 0 {
 			t.Errorf("%s: no event", c.name)
 		} else if last := got[0].Event; last.Outcome == audit.Success {
 			t.Errorf("%s: event of outcome %d", c.name, last.Outcome)
@@ -340,7 +340,7 @@ func TestTwoAtOnce(t *testing.T) {
 	all.Wait()
 	for _, id := range ids {
 		for i := range 40 {
-			e := d.events(audit.Query{RequestID: fmt.Sprintf("req-%s-%d", id, i)})
+			e := d.eventsOf(fmt.Sprintf("req-%s-%d", id, i))
 			if len(e) != 1 || e[0].Event.Patient != id || e[0].Event.Purpose != "TREAT" || e[0].Event.Entities[0].ID != id {
 				t.Errorf("events of request %s %d: %+v", id, i, e)
 			}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/phi/fhir"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
@@ -61,7 +60,7 @@ func TestGuards(t *testing.T) {
 		if got := a.Header.Get("WWW-Authenticate"); !strings.Contains(got, `error="insufficient_scope"`) {
 			t.Errorf("%s %s without scope: challenge %s", r.Method, r.Pattern, got)
 		}
-		if got := d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")}); len(got) == 0 {
+		if got := d.eventsOf(a.Header.Get("X-Request-Id")); len(got) == 0 {
 			t.Errorf("%s %s without scope left no event", r.Method, r.Pattern)
 		}
 	}
@@ -112,7 +111,7 @@ func TestUnrouted(t *testing.T) {
 		if got := strings.HasPrefix(a.Header.Get("Content-Type"), "application/fhir+json"); got != fhirPath {
 			t.Errorf("%s %s: Content-Type %s", c.method, c.path, a.Header.Get("Content-Type"))
 		}
-		if len(d.events(audit.Query{RequestID: a.Header.Get("X-Request-Id")})) == 0 {
+		if len(d.eventsOf(a.Header.Get("X-Request-Id"))) == 0 {
 			t.Errorf("%s %s left no event", c.method, c.path)
 		}
 	}

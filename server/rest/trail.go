@@ -113,11 +113,6 @@ func (c *call) events() error {
 	if err := c.recordLook(q); err != nil {
 		return err
 	}
-	limit := q.Limit
-	q.Limit++ // one more than asked for tells whether there is a next page
-	if limit == maxEvents {
-		q.Limit = limit
-	}
 	found, err := c.s.cfg.Trail.Find(c.ctx, q)
 	if err != nil {
 		return unavailable(err)
@@ -125,13 +120,12 @@ func (c *call) events() error {
 	page := struct {
 		Events []eventJSON `json:"events"`
 		Next   string      `json:"next"` // cursor; "" on the last page
-	}{Events: make([]eventJSON, 0, min(limit, len(found)))}
-	for _, s := range found[:min(limit, len(found))] {
+	}{Events: make([]eventJSON, 0, len(found.Events))}
+	for _, s := range found.Events {
 		page.Events = append(page.Events, newEventJSON(s))
 	}
-	if len(found) > limit || limit == maxEvents && len(found) == limit {
-		last := found[limit-1]
-		page.Next = formatCursor(audit.Position{PartTime: last.PartTime, ID: last.Event.ID})
+	if found.Next != (audit.Position{}) {
+		page.Next = formatCursor(found.Next)
 	}
 	return c.sendJSON(http.StatusOK, page)
 }
@@ -142,7 +136,7 @@ func (c *call) event() error {
 	if !ok {
 		return notFound()
 	}
-	q := audit.Query{ID: id, Limit: 1}
+	q := audit.Query{Terms: []audit.Term{audit.Is(audit.FieldID, hex.EncodeToString(id[:]))}, Limit: 1}
 	if err := c.recordLook(q); err != nil {
 		return err
 	}
@@ -150,18 +144,24 @@ func (c *call) event() error {
 	if err != nil {
 		return unavailable(err)
 	}
-	if len(found) == 0 {
+	if len(found.Events) == 0 {
 		return notFound()
 	}
-	return c.sendJSON(http.StatusOK, newEventJSON(found[0]))
+	return c.sendJSON(http.StatusOK, newEventJSON(found.Events[0]))
 }
 
 func (c *call) recordLook(q audit.Query) error {
 	e := c.adminEvent(audit.TypeAuditLogUsed)
-	e.Patient = q.Patient
 	e.Entities = []audit.Entity{{Type: "AuditEvent"}}
-	if q.ID != (audit.ID{}) {
-		e.Entities[0].ID = formatUUID(q.ID)
+	for _, t := range q.Terms {
+		switch t.Field {
+		case audit.FieldPatient:
+			e.Patient = t.Values[0]
+		case audit.FieldID:
+			if id, err := audit.ParseID(t.Values[0]); err == nil {
+				e.Entities[0].ID = formatUUID(id)
+			}
+		}
 	}
 	_, err := c.record(c.s.cfg.Level.Disclosure, e)
 	return err
@@ -197,12 +197,12 @@ func (c *call) trailQuery() (audit.Query, error) {
 	c.http.Context().QueryArgs().VisitAll(func(key, value []byte) {
 		k, v := string(key), string(value)
 		if bad == "" && (seen[k] || !setFilter(&q, k, v)) {
-			bad = "a filter is unknown, repeated or malformed"
+			bad = k
 		}
 		seen[k] = true
 	})
-	if bad != "" {
-		return q, invalid(bad)
+	if bad != "" || q.Validate() != nil {
+		return q, invalid("a filter is unknown, repeated or malformed")
 	}
 	return q, nil
 }
@@ -216,33 +216,24 @@ func setFilter(q *audit.Query, name, value string) (ok bool) {
 		return false
 	}
 	var err error
+	is := func(f audit.Field, value string) bool {
+		q.Terms = append(q.Terms, audit.Is(f, value))
+		return true
+	}
 	switch name {
 	case "q":
 		q.Text = value
 	case "request_id":
-		q.RequestID = value
+		return is(audit.FieldRequest, value)
 	case "patient":
-		q.Patient = strings.TrimPrefix(value, "Patient/")
-	case "agent":
-		q.User = value
-	case "client":
-		q.Client = value
-	case "interaction":
-		q.Interaction = value
-	case "type":
-		q.Type = audit.Type(value)
-	case "action":
-		q.Action = audit.Action(value[0])
-		return len(value) == 1 && strings.Contains("CRUDE", value)
-	case "outcome":
-		n, err := strconv.ParseInt(value, 10, 8)
-		o := audit.Outcome(n)
-		q.Outcome = &o
-		return err == nil && (n == -1 || n == 0 || n == 4 || n == 8 || n == 12)
+		return is(audit.FieldPatient, strings.TrimPrefix(value, "Patient/"))
+	case "agent", "client", "interaction", "type", "action", "outcome":
+		return is(audit.Field(name), value)
 	case "entity":
-		var found bool
-		q.EntityType, q.EntityID, found = strings.Cut(value, "/")
-		return !found || fhir.ValidID(q.EntityID)
+		if _, id, found := strings.Cut(value, "/"); found {
+			return is(audit.FieldEntity, value) && fhir.ValidID(id)
+		}
+		return is(audit.FieldEntityType, value)
 	case "from":
 		q.From, err = time.Parse(time.RFC3339, value)
 	case "to":

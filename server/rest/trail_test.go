@@ -145,7 +145,7 @@ func TestRelationships(t *testing.T) {
 	if got := strings.Join(g.log, "; "); got != "grant dr p1 covering admin-1; end dr p1 admin-1" {
 		t.Errorf("changes: %s", got)
 	}
-	events := d.events(audit.Query{RequestID: made.Header.Get("X-Request-Id")})
+	events := d.eventsOf(made.Header.Get("X-Request-Id"))
 	if len(events) != 2 || events[0].Event.Outcome != audit.Success || events[1].Event.Outcome != audit.Intent ||
 		events[0].Event.Correlation != events[1].Event.ID || events[0].Event.Type != audit.TypePolicy {
 		t.Errorf("events %+v", events)
@@ -162,7 +162,7 @@ func TestRelationships(t *testing.T) {
 	g.fail = errors.New("database is away")
 	g.mu.Unlock()
 	failed := d.want(d.do("POST", "/v1/relationships", admin, good, "Content-Type", "application/json"), http.StatusServiceUnavailable)
-	if e := d.events(audit.Query{RequestID: failed.Header.Get("X-Request-Id")}); len(e) != 2 || e[0].Event.Outcome != audit.SeriousFailure {
+	if e := d.eventsOf(failed.Header.Get("X-Request-Id")); len(e) != 2 || e[0].Event.Outcome != audit.SeriousFailure {
 		t.Errorf("events of the failure: %+v", e)
 	}
 }
