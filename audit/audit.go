@@ -25,6 +25,9 @@ import (
 // ID identifies an event: a UUID version 7 (RFC 9562), so ids of one process sort by time.
 type ID [16]byte
 
+// String writes the id as RFC 9562 section 4 has it; ParseID reads it.
+func (id ID) String() string { return formatUUID(id) }
+
 // StreamID identifies the stream of one journal directory: 16 random bytes minted when the directory is created.
 type StreamID [16]byte
 

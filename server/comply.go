@@ -118,7 +118,7 @@ func probes(r *rooms, s *settings) map[string]compliance.Probe {
 			}
 			for _, row := range newest.Events {
 				if err := audit.CheckRow(row.Stream, &row.Row); err != nil {
-					return fmt.Sprintf("event %x does not verify: %v", row.Event.ID, err), false, nil
+					return fmt.Sprintf("event %s does not verify: %v", row.Event.ID, err), false, nil
 				}
 			}
 			return fmt.Sprintf("the newest %d stored events hash to their leaves", len(newest.Events)), len(newest.Events) > 0, nil

@@ -1,0 +1,38 @@
+package phi
+
+import (
+	"context"
+	"errors"
+
+	"github.com/chartkeep/chartkeep/audit"
+)
+
+// SealQuery seals the text of a search for audit.Event.Query. entityType is the type of the event's first entity, to which the
+// text is bound.
+func (r *Records) SealQuery(text, entityType string) []byte {
+	return r.queries.Seal(nil, nil, []byte(text), []byte(entityType))
+}
+
+// OpenQuery opens the search text that an event keeps sealed; "" when it has none. receipt must be for an event that names this
+// one: an Entity of type AuditEvent with its id. The error is an *Error: Denied without such a receipt, Integrity when the
+// text does not open.
+func (r *Records) OpenQuery(e *audit.Event, receipt audit.Receipt) (string, error) {
+	if !receipt.Covers("AuditEvent", e.ID.String(), "") {
+		return "", fail(Denied, "forbidden", "there is no receipt for looking at the event")
+	}
+	if len(e.Query) == 0 {
+		return "", nil
+	}
+	if len(e.Entities) == 0 {
+		return "", fail(Integrity, "exception", "the search text does not open").because(errors.New("the event names no type"))
+	}
+	text, err := r.queries.Open(nil, nil, e.Query, []byte(e.Entities[0].Type))
+	if err != nil {
+		return "", fail(Integrity, "exception", "the search text does not open").because(err)
+	}
+	return string(text), nil
+}
+
+// OfficersKey is the organisation's 32-byte secret of the officers' API: cursors are sealed and aliases made under keys derived
+// from it.
+func (r *Records) OfficersKey(ctx context.Context) ([]byte, error) { return r.secret(ctx, "officers") }
