@@ -409,6 +409,9 @@ func (l *Log) Stats() Stats {
 	if l.cfg.Storage == nil {
 		return s
 	}
+	if q, ok := l.cfg.Storage.(Quarantine); ok {
+		s.Quarantined = q.Quarantined()
+	}
 	shipped := max(l.shipping.next.Load(), c.oldestInLog.Load())
 	if written := c.written.Load(); written > shipped {
 		s.Pending = written - shipped

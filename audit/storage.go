@@ -44,3 +44,9 @@ type Storage interface {
 	Head(ctx context.Context, stream StreamID) (next uint64, chain Hash, err error)
 	Ingest(ctx context.Context, b Batch) error
 }
+
+// Quarantine is what a Storage may implement besides: how many rows it has put aside, since the process started, because its
+// tables would not take their columns. Such a row keeps its number, its leaf and its body; only searches do not find it.
+type Quarantine interface {
+	Quarantined() uint64
+}

@@ -92,6 +92,7 @@ func newDescs() map[string]*prometheus.Desc {
 		"audit_recorded_total":      "Audit events made durable in the journal.",
 		"audit_rejected_total":      "Audit events that could not be made durable; their requests were refused.",
 		"audit_shipped_total":       "Audit events stored in the database.",
+		"audit_quarantined_total":   "Stored audit events whose columns the table would not take; they are kept aside, whole.",
 		"audit_queue_depth":         "Audit events waiting for the committer.",
 		"audit_journal_pending":     "Audit events in the journal and not yet in the database.",
 		"audit_journal_lag_seconds": "Age of the oldest audit event that is not yet in the database.",
@@ -134,6 +135,7 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("audit_recorded_total", a.Recorded)
 	counter("audit_rejected_total", a.Rejected)
 	counter("audit_shipped_total", a.Shipped)
+	counter("audit_quarantined_total", a.Quarantined)
 	gauge("audit_queue_depth", float64(a.Queued))
 	gauge("audit_journal_pending", float64(a.Pending))
 	gauge("audit_journal_lag_seconds", a.Lag.Seconds())

@@ -33,23 +33,34 @@ type trailStorage struct {
 	pool    *pgxpool.Pool
 	logger  *slog.Logger
 	now     func() time.Time
-	ensured atomic.Int64 // Unix day on which partitions were last made ahead
+	ensure  atomic.Int64 // Unix seconds from which on partitions are to be made ahead again
 	buffers sync.Pool    // of *copyData
+
+	quarantined atomic.Uint64
 }
 
-var _ audit.Storage = (*trailStorage)(nil)
+var (
+	_ audit.Storage    = (*trailStorage)(nil)
+	_ audit.Quarantine = (*trailStorage)(nil)
+)
 
-// ensurePartitions makes the partitions of the coming months, once a day: it costs nothing when they are there.
+// Quarantined implements audit.Quarantine.
+func (s *trailStorage) Quarantined() uint64 { return s.quarantined.Load() }
+
+// ensurePartitions makes the partitions of the coming months, once a day: it costs nothing when they are there. When it fails
+// it is tried again some minutes later, not with every batch.
 func (s *trailStorage) ensurePartitions(ctx context.Context) error {
-	day := s.now().Unix() / 86400
-	if s.ensured.Load() == day {
+	const day, soon = 86400, 600
+	now := s.now().Unix()
+	if now < s.ensure.Load() {
 		return nil
 	}
+	s.ensure.Store(now + soon)
 	var made int
 	if err := s.pool.QueryRow(ctx, `SELECT audit_ensure_partitions()`).Scan(&made); err != nil {
 		return bare("making audit partitions", err)
 	}
-	s.ensured.Store(day)
+	s.ensure.Store((now/day + 1) * day)
 	if made > 0 {
 		s.logger.InfoContext(ctx, "audit partitions made", "count", made)
 	}
@@ -83,9 +94,9 @@ func (s *trailStorage) Ingest(ctx context.Context, b audit.Batch) error {
 			return fmt.Errorf("ingesting batch: rows are not contiguous: %w", audit.ErrChain)
 		}
 	}
-	err := s.ingest(ctx, b, s.copyRows)
+	err := s.ingest(ctx, b, false)
 	if poison(err) {
-		err = s.ingest(ctx, b, s.bisectRows)
+		err = s.ingest(ctx, b, true)
 	}
 	if err != nil {
 		return err
@@ -97,7 +108,8 @@ func (s *trailStorage) Ingest(ctx context.Context, b audit.Batch) error {
 	return nil
 }
 
-func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, store func(context.Context, pgx.Tx, audit.StreamID, []audit.Row) error) error {
+// ingest stores a batch; rows that the table refuses are an errPoison, or quarantined.
+func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, quarantine bool) error {
 	tx, err := s.pool.Begin(ctx)
 	if err != nil {
 		return bare("beginning ingest", err)
@@ -117,12 +129,19 @@ func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, store func(con
 		}
 		return bare("inserting manifest", err)
 	}
-	if err := store(ctx, tx, b.Stream, b.Rows); err != nil {
+	quarantined := 0
+	if quarantine {
+		quarantined, err = s.bisectRows(ctx, tx, b.Stream, b.Rows)
+	} else {
+		err = s.copyRows(ctx, tx, b.Stream, b.Rows)
+	}
+	if err != nil {
 		return err
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return bare("committing batch", err)
 	}
+	s.quarantined.Add(uint64(quarantined))
 	return nil
 }
 
@@ -288,11 +307,14 @@ func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.Str
 		data.row(stream, &rows[i])
 	}
 	data.end()
-	_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(*data),
+	tag, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(*data),
 		`COPY audit_event (`+strings.Join(trailColumns, ", ")+`) FROM STDIN (FORMAT binary)`)
 	if err == nil {
 		// Only now: after an error pgconn may still be reading.
 		s.buffers.Put(data)
+		if tag.RowsAffected() != int64(len(rows)) {
+			return fmt.Errorf("copying rows: %d of %d were stored", tag.RowsAffected(), len(rows))
+		}
 		return nil
 	}
 	// Data exceptions, constraints, and limits of the program: not the state of the server.
@@ -304,25 +326,27 @@ func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.Str
 }
 
 // bisectRows stores rows and quarantines those that the table refuses, halving the run around each of them.
-func (s *trailStorage) bisectRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row) error {
+func (s *trailStorage) bisectRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row) (quarantined int, err error) {
 	var refused errPoison
-	err := pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error { return s.copyRows(ctx, savepoint, stream, rows) })
+	err = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error { return s.copyRows(ctx, savepoint, stream, rows) })
 	switch {
 	case !errors.As(err, &refused):
-		return err
+		return 0, err
 	case len(rows) > 1:
 		half := len(rows) / 2
-		if err := s.bisectRows(ctx, tx, stream, rows[:half]); err != nil {
-			return err
+		left, err := s.bisectRows(ctx, tx, stream, rows[:half])
+		if err != nil {
+			return 0, err
 		}
-		return s.bisectRows(ctx, tx, stream, rows[half:])
+		right, err := s.bisectRows(ctx, tx, stream, rows[half:])
+		return left + right, err
 	}
 	r := &rows[0]
 	s.logger.ErrorContext(ctx, "audit row quarantined", "stream", fmt.Sprintf("%x", stream), "seq", r.Seq, "sqlstate", refused.state)
 	if _, err := tx.Exec(ctx, `INSERT INTO audit_quarantine (stream, seq, part_us, salt, leaf, body, sqlstate)
 		VALUES ($1, $2, $3, $4, $5, $6, $7)`, [16]byte(stream), int64(r.Seq), r.PartTime.UnixMicro(), r.Salt[:], r.Leaf[:], r.Body,
 		refused.state); err != nil {
-		return bare("quarantining row", err)
+		return 0, bare("quarantining row", err)
 	}
-	return nil
+	return 1, nil
 }
