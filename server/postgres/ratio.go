@@ -1,0 +1,154 @@
+package postgres
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/chartkeep/chartkeep/audit"
+)
+
+// IngestRatio compares what a shipper does with a bare COPY.
+type IngestRatio struct {
+	Rows   int     // stored in each way
+	Raw    float64 // rows a second of binary COPY, encoded beforehand, into a table with the trail's columns, indexes and partitions and no triggers
+	Ingest float64 // rows a second of Storage.Ingest
+	Ratio  float64 // median over rounds of Ingest/Raw, each round measuring one straight after the other
+}
+
+// ratioBatch is what a shipper that is behind puts into a transaction.
+const ratioBatch = 1000
+
+// MeasureIngest measures in a database of its own, which it makes and drops again, in rounds of ten batches each way.
+// adminDSN logs in as a superuser.
+func MeasureIngest(ctx context.Context, adminDSN string, rounds int) (_ IngestRatio, err error) {
+	admin, err := pgx.Connect(ctx, adminDSN)
+	if err != nil {
+		return IngestRatio{}, fmt.Errorf("connecting: %w", err)
+	}
+	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost
+	name := "chartkeep_ratio_" + hex.EncodeToString(random(4))
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		return IngestRatio{}, fmt.Errorf("making a database: %w", err)
+	}
+	defer func() {
+		if _, drop := admin.Exec(context.WithoutCancel(ctx), "DROP DATABASE "+name+" WITH (FORCE)"); err == nil && drop != nil {
+			err = fmt.Errorf("dropping the database: %w", drop)
+		}
+	}()
+	dsn, err := url.Parse(adminDSN)
+	if err != nil {
+		return IngestRatio{}, fmt.Errorf("parsing database URL: malformed")
+	}
+	dsn.Path = "/" + name
+	if err := Migrate(ctx, dsn.String(), ""); err != nil {
+		return IngestRatio{}, err
+	}
+	db, err := Open(ctx, Config{DSN: dsn.String()})
+	if err != nil {
+		return IngestRatio{}, err
+	}
+	defer db.Close()
+	raw, err := pgx.Connect(ctx, dsn.String())
+	if err != nil {
+		return IngestRatio{}, fmt.Errorf("connecting: %w", err)
+	}
+	defer raw.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost
+	if _, err := raw.Exec(ctx, `DO $$ BEGIN
+		CREATE TABLE raw (LIKE audit_event INCLUDING ALL) PARTITION BY RANGE (part_ts);
+		FOR month IN -1..1 LOOP
+			EXECUTE format('CREATE TABLE raw_%s PARTITION OF raw FOR VALUES FROM (%L) TO (%L)', month + 1,
+				date_trunc('month', now()) + make_interval(months => month), date_trunc('month', now()) + make_interval(months => month + 1));
+		END LOOP; END $$`); err != nil {
+		return IngestRatio{}, bare("making the bare table", err)
+	}
+	var rawTook, ingestTook time.Duration
+	var ratios []float64
+	result := IngestRatio{}
+	s := ratioStream{id: audit.StreamID(random(16)), at: time.Now().UTC().Truncate(time.Microsecond)}
+	for round := range rounds + 1 {
+		batches := make([]audit.Batch, 10)
+		encoded := make([]copyData, 10)
+		for i := range batches {
+			if batches[i], err = s.batch(); err != nil {
+				return IngestRatio{}, err
+			}
+			encoded[i].begin()
+			for j := range batches[i].Rows {
+				encoded[i].row(s.id, &batches[i].Rows[j])
+			}
+			encoded[i].end()
+		}
+		began := time.Now()
+		for _, data := range encoded {
+			if err := pgx.BeginFunc(ctx, raw, func(tx pgx.Tx) error {
+				_, err := tx.Conn().PgConn().CopyFrom(ctx, bytes.NewReader(data), `COPY raw (`+strings.Join(trailColumns, ", ")+`) FROM STDIN (FORMAT binary)`)
+				return err
+			}); err != nil {
+				return IngestRatio{}, bare("copying", err)
+			}
+		}
+		one := time.Since(began)
+		began = time.Now()
+		for _, b := range batches {
+			if err := db.Audit().Ingest(ctx, b); err != nil {
+				return IngestRatio{}, err
+			}
+		}
+		other := time.Since(began)
+		if round == 0 {
+			continue // caches are cold, plans are made
+		}
+		result.Rows += len(batches) * ratioBatch
+		rawTook, ingestTook = rawTook+one, ingestTook+other
+		ratios = append(ratios, one.Seconds()/other.Seconds())
+	}
+	slices.Sort(ratios)
+	result.Raw, result.Ingest = float64(result.Rows)/rawTook.Seconds(), float64(result.Rows)/ingestTook.Seconds()
+	result.Ratio = ratios[len(ratios)/2]
+	return result, nil
+}
+
+// ratioStream makes batches of one stream.
+type ratioStream struct {
+	id    audit.StreamID
+	next  uint64
+	chain audit.Hash
+	at    time.Time
+}
+
+func (s *ratioStream) batch() (audit.Batch, error) {
+	b := audit.Batch{Stream: s.id, First: s.next, Prev: s.chain, Chain: audit.Hash(random(32))}
+	for range ratioBatch {
+		e := audit.Event{
+			ID: audit.ID(random(16)), Recorded: s.at, Type: audit.TypeREST, Interaction: "read", Action: audit.ActionRead,
+			Agent:   audit.Agent{User: fmt.Sprintf("user-%d", random(1)[0]), Client: "app", Session: "s", Roles: []string{"clinician"}, Network: "127.0.0.1"},
+			Purpose: "TREAT", Patient: hex.EncodeToString(random(16)), RequestID: hex.EncodeToString(random(16)),
+			Entities: []audit.Entity{{Type: "Patient", ID: hex.EncodeToString(random(16)), Version: 1}},
+			Decision: audit.Decision{Allowed: true, Rule: "clinician:*:r:treatment", Reason: "allowed", View: "full", Policy: 1},
+			Classes:  []string{"identifier", "name", "birth_date", "contact", "clinical", "narrative"},
+		}
+		body, err := audit.Encode(&e)
+		if err != nil {
+			return b, fmt.Errorf("encoding event: %w", err)
+		}
+		b.Rows = append(b.Rows, audit.Row{Seq: s.next, Event: e, PartTime: s.at, Salt: [16]byte(random(16)), Body: body, Leaf: audit.Hash(random(32))})
+		s.next, s.at = s.next+1, s.at.Add(time.Millisecond)
+	}
+	s.chain = b.Chain
+	return b, nil
+}
+
+func random(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
