@@ -126,6 +126,7 @@ type Event struct {
 	Correlation ID     // ties an outcome to its Intent; zero when there is none
 	Query       []byte // sealed search text; opaque to this package
 	Timing      Timing
+	Detail      []byte // what an event of its Interaction carries beside, in a format of its own; opaque to this package, never PHI
 }
 
 // Level is how durable an event must be before its Receipt is issued.

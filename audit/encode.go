@@ -20,8 +20,9 @@ var ErrTooLarge = errors.New("audit: event is too large")
 var errEncoding = errors.New("audit: malformed event")
 
 const (
-	eventVersion = 1
-	headLen      = 1 + 16 + 8 // version, id, recorded: at fixed places, so that a leaf needs no decoding
+	eventVersion       = 1          // of an event without Detail
+	eventDetailVersion = 2          // the same, followed by Detail, which is not empty
+	headLen            = 1 + 16 + 8 // version, id, recorded: at fixed places, so that a leaf needs no decoding
 )
 
 // Encode returns the event's bytes: a version, then every field in fixed order, so that one event has one encoding.
@@ -31,7 +32,11 @@ func Encode(e *Event) ([]byte, error) { return appendEvent(nil, e) }
 
 func appendEvent(b []byte, e *Event) ([]byte, error) {
 	start := len(b)
-	b = append(b, eventVersion)
+	version := byte(eventVersion)
+	if len(e.Detail) > 0 {
+		version = eventDetailVersion
+	}
+	b = append(b, version)
 	b = append(b, e.ID[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(e.Recorded.UnixMicro()))
 	b = appendText(b, string(e.Type))
@@ -70,6 +75,10 @@ func appendEvent(b []byte, e *Event) ([]byte, error) {
 	for _, d := range [...]uint32{e.Timing.Total, e.Timing.Auth, e.Timing.Decision, e.Timing.Database, e.Timing.Crypto, e.Timing.Audit} {
 		b = binary.AppendUvarint(b, uint64(d))
 	}
+	if version == eventDetailVersion {
+		b = binary.AppendUvarint(b, uint64(len(e.Detail)))
+		b = append(b, e.Detail...)
+	}
 	if n := len(b) - start; n > MaxBody {
 		return b[:start], fmt.Errorf("encoding event: %d bytes where %d fit: %w", n, MaxBody, ErrTooLarge)
 	}
@@ -102,7 +111,8 @@ func DecodeEvent(body []byte) (Event, error) {
 		return e, fmt.Errorf("decoding event: %d bytes: %w", len(body), ErrTooLarge)
 	}
 	r := reader{rest: body}
-	if r.byte() != eventVersion {
+	version := r.byte()
+	if version != eventVersion && version != eventDetailVersion {
 		return e, fmt.Errorf("decoding event: version: %w", errEncoding)
 	}
 	copy(e.ID[:], r.take(16))
@@ -152,6 +162,11 @@ func DecodeEvent(body []byte) (Event, error) {
 			r.bad = true
 		}
 		*d = uint32(v)
+	}
+	if version == eventDetailVersion {
+		n := r.count(1)
+		e.Detail = append([]byte(nil), r.take(n)...)
+		r.bad = r.bad || n == 0 // a second spelling of version 1
 	}
 	if r.bad || len(r.rest) != 0 {
 		return Event{}, fmt.Errorf("decoding event: %w", errEncoding)

@@ -111,3 +111,22 @@ func TestCheckNoticesEdits(t *testing.T) {
 		}
 	}
 }
+
+func TestDetailHasOneSpelling(t *testing.T) {
+	plain, err := audit.Encode(&audit.Event{RequestID: "r"})
+	if err != nil || plain[0] != 1 {
+		t.Fatalf("an event without detail: %x, %v", plain, err)
+	}
+	with, err := audit.Encode(&audit.Event{RequestID: "r", Detail: []byte{7}})
+	if err != nil || with[0] != 2 || !bytes.Equal(with[1:], append(bytes.Clone(plain[1:]), 1, 7)) {
+		t.Fatalf("an event with detail: %x, %v", with, err)
+	}
+	if e, err := audit.DecodeEvent(with); err != nil || !bytes.Equal(e.Detail, []byte{7}) {
+		t.Errorf("came back as %x, %v", e.Detail, err)
+	}
+	empty := append(bytes.Clone(plain), 0)
+	empty[0] = 2
+	if _, err := audit.DecodeEvent(empty); err == nil {
+		t.Error("an empty detail is a second spelling")
+	}
+}
