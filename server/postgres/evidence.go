@@ -93,12 +93,24 @@ func (e *Evidence) attempt(ctx context.Context, pool *pgxpool.Pool, sql string) 
 	return tx.Exec(ctx, sql)
 }
 
-// UnguardedPartitions lists tables of the trail on which the refusing triggers are missing or do not fire always.
+// UnguardedPartitions lists what guards the trail and is missing, or does not fire always: the refusing triggers of each of its
+// tables, what checks rows and manifests on their way in, and the event triggers against DDL. Tables of derived data, which
+// change, have none.
 func (e *Evidence) UnguardedPartitions(ctx context.Context) ([]string, error) {
 	rows, err := e.db.reader.Query(ctx, `
+		WITH firing AS (SELECT t.tgrelid, t.tgname, t.tgfoid FROM pg_trigger t WHERE t.tgenabled = 'A')
 		SELECT c.relname FROM pg_class c
-		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND c.relname ~ '^audit_(event|batch|quarantine)'
-		  AND (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgenabled = 'A' AND t.tgfoid = 'public.audit_refuse'::regproc) < 2`)
+		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+		  AND c.relname ~ '^audit_(event|batch|quarantine|tile|checkpoint|cosignature|span|key|policy|hold|release|pruned)'
+		  AND (SELECT count(*) FROM firing t WHERE t.tgrelid = c.oid AND t.tgfoid = 'public.audit_refuse'::regproc) < 2
+		UNION ALL
+		SELECT p.relid::regclass::text || ' (audit_covered)' FROM pg_partition_tree('public.audit_event') p
+		WHERE NOT EXISTS (SELECT FROM firing t WHERE t.tgrelid = p.relid AND t.tgname = 'audit_covered')
+		UNION ALL
+		SELECT 'audit_batch (audit_continues)' WHERE NOT EXISTS (SELECT FROM firing t WHERE t.tgrelid = 'public.audit_batch'::regclass AND t.tgname = 'audit_continues')
+		UNION ALL
+		SELECT 'event trigger ' || n FROM unnest(ARRAY['audit_guard_ddl', 'audit_guard_drop']) n
+		WHERE NOT EXISTS (SELECT FROM pg_event_trigger v WHERE v.evtname = n AND v.evtenabled = 'A')`)
 	if err != nil {
 		return nil, bare("reading triggers", err)
 	}
@@ -122,30 +134,26 @@ func (e *Evidence) Settings(ctx context.Context, names ...string) (map[string]st
 	return values, nil
 }
 
-// ExcessRights lists what the program's login may do and should not.
+// ExcessRights lists what the program's login, and the roles that it takes, may do and should not.
 func (e *Evidence) ExcessRights(ctx context.Context) ([]string, error) {
-	var super, createdb, createrole, bypass, owns, inherits, writerReads, readerWrites bool
-	err := e.db.reader.QueryRow(ctx, `
-		SELECT rolsuper, rolcreatedb, rolcreaterole, rolbypassrls, rolinherit,
-		       EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid),
-		       has_table_privilege('chartkeep_audit_writer', 'audit_event', 'SELECT'),
-		       has_table_privilege('chartkeep_audit_reader', 'audit_event', 'INSERT')
-		FROM pg_roles r WHERE rolname = session_user`).Scan(&super, &createdb, &createrole, &bypass, &inherits, &owns, &writerReads, &readerWrites)
+	rows, err := e.db.reader.Query(ctx, `
+		SELECT what FROM pg_roles r, LATERAL (VALUES
+			(rolsuper, 'is superuser'), (rolcreatedb, 'may create databases'), (rolcreaterole, 'may create roles'), (rolbypassrls, 'bypasses row security'),
+			(rolinherit, 'inherits its rooms'' roles'), (EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid), 'owns tables'),
+			(pg_has_role(r.oid, 'chartkeep_audit_owner', 'MEMBER'), 'may become the owner of the trail')
+		) AS x (excess, what) WHERE rolname = session_user AND excess
+		UNION ALL
+		SELECT substr(r.rolname, 11) || ' may ' || lower(p) || ' ' || t FROM pg_roles r, unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'TRIGGER']) p,
+			unnest(ARRAY['audit_event', 'audit_event_default', 'audit_batch', 'audit_quarantine']) t
+		WHERE r.rolname LIKE 'chartkeep\_%' AND r.rolname <> 'chartkeep_audit_owner' AND has_table_privilege(r.oid, t, p)
+		  AND NOT (r.rolname = 'chartkeep_audit_writer' AND p = 'INSERT' AND t <> 'audit_event_default')
+		  AND NOT (r.rolname = 'chartkeep_audit_sequencer' AND p = 'SELECT')`)
 	if err != nil {
 		return nil, bare("reading rights", err)
 	}
-	var excess []string
-	for _, x := range []struct {
-		has  bool
-		what string
-	}{
-		{super, "is superuser"}, {createdb, "may create databases"}, {createrole, "may create roles"}, {bypass, "bypasses row security"},
-		{inherits, "inherits its rooms' roles"}, {owns, "owns tables"}, {writerReads, "the audit writer may read the trail"},
-		{readerWrites, "the audit reader may write the trail"},
-	} {
-		if x.has {
-			excess = append(excess, x.what)
-		}
+	excess, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return nil, bare("reading rights", err)
 	}
 	return excess, nil
 }

@@ -264,6 +264,12 @@ func TestAppendOnly(t *testing.T) {
 		`ALTER TABLE ` + month + ` RENAME TO innocent`, `ALTER TABLE audit_batch OWNER TO postgres`, `DROP TABLE audit_event CASCADE`,
 		`DROP TABLE ` + month, `DROP TRIGGER audit_refuse_truncate ON ` + month, `DROP TRIGGER audit_continues ON audit_batch`,
 		`CREATE OR REPLACE FUNCTION audit_refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN OLD; END'`,
+		`CREATE OR REPLACE FUNCTION audit_head(of uuid, OUT next bigint, OUT chain bytea) LANGUAGE sql AS 'SELECT 0, null::bytea'`,
+		`CREATE TRIGGER quiet BEFORE INSERT ON audit_event FOR EACH ROW EXECUTE FUNCTION suppress_redundant_updates_trigger()`,
+		`CREATE RULE quiet AS ON INSERT TO audit_batch DO INSTEAD NOTHING`, `ALTER TABLE audit_event ENABLE ROW LEVEL SECURITY`,
+		`CREATE POLICY quiet ON audit_batch FOR SELECT USING (false)`, `DROP INDEX audit_event_patient`, `ALTER TABLE audit_event DROP CONSTRAINT audit_event_pkey`,
+		`CREATE OR REPLACE VIEW audit_trail AS SELECT * FROM audit_event WHERE agent_user <> 'postgres'`,
+		`CREATE TABLE elsewhere PARTITION OF audit_event FOR VALUES FROM ('1990-01-01') TO ('1990-02-01')`, `DROP OWNED BY chartkeep_audit_owner CASCADE`,
 	}
 	reads := []string{`SELECT * FROM audit_event`, `SELECT * FROM ` + month, `SELECT * FROM audit_batch`, `SELECT * FROM audit_quarantine`}
 	for _, who := range []struct {
@@ -304,6 +310,57 @@ func TestAppendOnly(t *testing.T) {
 	found, err := db.Trail().Find(t.Context(), audit.Query{Limit: 10})
 	if err != nil || len(found.Events) != 3 {
 		t.Fatalf("%d rows are left (%v)", len(found.Events), err)
+	}
+}
+
+// TestRowsFitTheirManifest tries, with the writer's stolen credentials and as a superuser, to slip rows in beside a manifest.
+func TestRowsFitTheirManifest(t *testing.T) {
+	db, name := open(t)
+	ctx := t.Context()
+	if err := db.Audit().Ingest(ctx, batchOf(t, audit.StreamID{1}, 0, audit.Hash{}, 3)); err != nil {
+		t.Fatal(err)
+	}
+	at := func(rows []audit.Row, seqs ...uint64) []audit.Row {
+		for i := range rows {
+			rows[i].Seq = seqs[i]
+		}
+		return rows
+	}
+	for what, rows := range map[string]func(b audit.Batch) []audit.Row{
+		"before it":        func(b audit.Batch) []audit.Row { return at(b.Rows[:1], 2) },
+		"after it":         func(b audit.Batch) []audit.Row { return at(b.Rows[:1], 6) },
+		"reaching over it": func(b audit.Batch) []audit.Row { return at(b.Rows[:4], 3, 4, 5, 6) },
+		"with a gap":       func(b audit.Batch) []audit.Row { return at(b.Rows[:2], 3, 5) },
+		"one twice": func(b audit.Batch) []audit.Row {
+			return at(b.Rows[:3], 3, 4, 4)
+		},
+		"some of another month": func(b audit.Batch) []audit.Row {
+			b.Rows[1].PartTime = b.Rows[1].PartTime.AddDate(-20, 0, 0)
+			return at(b.Rows[:3], 3, 9, 5)
+		},
+	} {
+		for _, role := range []string{"chartkeep_audit_writer", ""} {
+			b := batchOf(t, audit.StreamID{1}, 3, audit.Hash{}, 4)
+			conn := connect(t, name, role)
+			err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+				if _, err := tx.Exec(ctx, `INSERT INTO audit_batch (stream, first_seq, last_seq, prev, chain)
+					SELECT $1, 3, 5, chain, sha256('') FROM audit_head($1)`, [16]byte(b.Stream)); err != nil {
+					return err
+				}
+				return (&trailStorage{}).copyRows(ctx, tx, b.Stream, rows(b))
+			})
+			if err == nil || !strings.Contains(err.Error(), "CKA04") {
+				t.Errorf("rows %s as %q: %v, want CKA04", what, role, err)
+			}
+		}
+		// Of another stream.
+		b := batchOf(t, audit.StreamID(random16()), 0, audit.Hash{}, 4)
+		err := pgx.BeginFunc(ctx, connect(t, name, "chartkeep_audit_writer"), func(tx pgx.Tx) error {
+			return (&trailStorage{}).copyRows(ctx, tx, b.Stream, b.Rows)
+		})
+		if err == nil || !strings.Contains(err.Error(), "CKA04") {
+			t.Errorf("rows of another stream: %v, want CKA04", err)
+		}
 	}
 }
 

@@ -338,9 +338,7 @@ GRANT SELECT ON audit_pruned TO chartkeep_audit_reader;
 RESET ROLE;
 
 -- The guard looks at everything of the trail now, by its name, its owner and its triggers: views that would hide rows,
--- triggers, rules and policies that would change or lose them on their way in. It guards itself, so it belongs to the owner, too.
-ALTER FUNCTION audit_guard() OWNER TO chartkeep_audit_owner;
-SET LOCAL ROLE chartkeep_audit_owner;
+-- triggers, rules and policies that would change or lose them on their way in. Itself it cannot guard: a new one is in force at once.
 CREATE OR REPLACE FUNCTION audit_guard() RETURNS event_trigger LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
   IF current_user = 'chartkeep_audit_owner' THEN
@@ -354,7 +352,7 @@ BEGIN
     END IF;
   ELSIF EXISTS (
     SELECT FROM pg_event_trigger_ddl_commands() c
-    WHERE c.classid = 'pg_proc'::regclass
+    WHERE c.classid = 'pg_proc'::regclass AND c.objid <> 'public.audit_guard'::regproc
         AND (c.object_identity ~ '^public\."?audit_' OR EXISTS (SELECT FROM pg_proc p WHERE p.oid = c.objid AND p.proowner = 'chartkeep_audit_owner'::regrole))
       OR EXISTS (SELECT FROM pg_class r
            WHERE r.oid = CASE c.classid
@@ -368,4 +366,3 @@ BEGIN
     RAISE EXCEPTION 'the audit trail is append-only: % refused', TG_TAG USING ERRCODE = 'CKA10';
   END IF;
 END $$;
-RESET ROLE;
