@@ -2,9 +2,14 @@ package audit
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // A request's event is durable before its response leaves, so the time that waiting and opening took is not known when the event
@@ -132,4 +137,94 @@ func parseUUID(s string) (id [16]byte, ok bool) {
 	}
 	_, err := hex.Decode(id[:], digits[:])
 	return id, err == nil
+}
+
+// Timings gathers the durations of finished requests and records them, many in one event. Safe for concurrent use.
+type Timings struct {
+	log     *Log
+	mu      sync.Mutex
+	waiting []Timed
+	full    chan struct{} // timingsGroup or more are waiting
+	dropped atomic.Uint64
+}
+
+const (
+	timingsGroup = 200
+	timingsEvery = time.Second
+	timingsBound = 8192 // waiting; more is dropped and counted
+	timingsText  = 256  // longest text that is kept, so that a group always fits an event
+)
+
+// NewTimings returns a collector that records into log. Nothing is recorded until Run runs.
+func NewTimings(log *Log) *Timings {
+	return &Timings{log: log, waiting: make([]Timed, 0, timingsBound), full: make(chan struct{}, 1)}
+}
+
+// Add takes one finished request. It never waits and allocates nothing: when too many are waiting, the entry is dropped and
+// counted. Its strings must be owned by the caller for good.
+func (t *Timings) Add(entry Timed) {
+	if len(entry.RequestID) > timingsText || len(entry.Route) > timingsText || len(entry.Role) > timingsText {
+		t.dropped.Add(1)
+		return
+	}
+	t.mu.Lock()
+	n := len(t.waiting)
+	if n == timingsBound {
+		t.mu.Unlock()
+		t.dropped.Add(1)
+		return
+	}
+	t.waiting = append(t.waiting, entry)
+	t.mu.Unlock()
+	if n+1 == timingsGroup {
+		select {
+		case t.full <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Dropped is how many entries found no place, or could not be recorded, since NewTimings.
+func (t *Timings) Dropped() uint64 { return t.dropped.Load() }
+
+// Run records what was added, every second or when a group is full, until ctx is done; what is left then is recorded too. It
+// returns nil. A group that the log does not take is dropped and counted: durations are for looking at, and the events of the
+// requests themselves are safe already.
+func (t *Timings) Run(ctx context.Context) error {
+	tick := time.NewTicker(timingsEvery)
+	defer tick.Stop()
+	spare := make([]Timed, 0, timingsBound)
+	for {
+		done := false
+		select {
+		case <-ctx.Done():
+			done = true
+		case <-tick.C:
+		case <-t.full:
+		}
+		t.mu.Lock()
+		taken := t.waiting
+		t.waiting = spare[:0]
+		t.mu.Unlock()
+		t.record(taken)
+		clear(taken) // lets go of the strings
+		spare = taken
+		if done {
+			return nil
+		}
+	}
+}
+
+// record hands the entries over, a group an event. It does not end with the context of Run: the last groups count, too.
+func (t *Timings) record(entries []Timed) {
+	for len(entries) > 0 {
+		group := entries[:min(len(entries), timingsGroup)]
+		entries = entries[len(group):]
+		e := t.log.application(InteractionTimings)
+		e.Detail = AppendTimings(nil, group)
+		if _, err := t.log.Record(context.Background(), Process, e); err != nil {
+			t.dropped.Add(uint64(len(group)))
+			t.log.logger.Warn("timings were not recorded", slog.Int("requests", len(group)), slog.Any("error", err))
+		}
+	}
 }

@@ -1,13 +1,17 @@
 package audit_test
 
 import (
+	"context"
 	"fmt"
 	"reflect"
+	"sync"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/audit/audittest"
 )
 
 func TestTimingsRoundTrip(t *testing.T) {
@@ -52,4 +56,70 @@ func FuzzDecodeTimings(f *testing.F) {
 			t.Errorf("%x has a second spelling", detail)
 		}
 	})
+}
+
+func TestTimingsAreRecorded(t *testing.T) {
+	var storage audittest.Storage
+	log, err := audit.Open(audit.Config{Dir: t.TempDir(), Storage: &storage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = log.Run(ctx) })
+	timings := audit.NewTimings(log)
+	collecting, done := context.WithCancel(t.Context())
+	var collector sync.WaitGroup
+	collector.Go(func() { _ = timings.Run(collecting) })
+	const requests = 450
+	for i := range requests {
+		timings.Add(audit.Timed{RequestID: fmt.Sprint(i), Route: "/r", Status: 200, Timing: audit.Timing{Total: uint32(i)}})
+	}
+	done()
+	collector.Wait()
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	running.Wait()
+	next := 0
+	for _, row := range storage.Rows() {
+		if row.Event.Interaction != audit.InteractionTimings {
+			continue
+		}
+		list, err := audit.DecodeTimings(row.Event.Detail)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, entry := range list {
+			if entry.RequestID != fmt.Sprint(next) {
+				t.Fatalf("request %s, want %d", entry.RequestID, next)
+			}
+			next++
+		}
+	}
+	if next != requests || timings.Dropped() != 0 {
+		t.Errorf("%d of %d requests, %d dropped", next, requests, timings.Dropped())
+	}
+}
+
+func TestTimingsAreBounded(t *testing.T) {
+	log, err := audit.Open(audit.Config{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	timings := audit.NewTimings(log)
+	entry := audit.Timed{RequestID: "0193a3f2-7d1e-4b2c-9a55-000000000000", Route: "/r"}
+	if n := testing.AllocsPerRun(10_000, func() { timings.Add(entry) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if timings.Dropped() == 0 {
+		t.Error("nothing was dropped of more than fits")
+	}
+	began := time.Now()
+	for range 100_000 {
+		timings.Add(entry)
+	}
+	t.Logf("%v an entry", time.Since(began)/100_000)
 }

@@ -12,8 +12,10 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
+	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/server/rest"
@@ -34,11 +36,12 @@ type surface struct {
 
 // api is a running HTTP surface over rooms.
 type api struct {
-	rooms  *rooms
-	server *rest.Server
-	side   *http.Server // metrics listener; nil when mounted
-	stop   context.CancelFunc
-	failed chan error
+	rooms   *rooms
+	server  *rest.Server
+	side    *http.Server // metrics listener; nil when mounted
+	stop    context.CancelFunc
+	timings sync.WaitGroup // until the last durations are recorded
+	failed  chan error
 }
 
 // shutdownFor is how long handlers may take to finish when the server stops.
@@ -47,7 +50,8 @@ const shutdownFor = 15 * time.Second
 // startAPI serves on the listener, in the background; see wait.
 func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slog.Logger) (*api, error) {
 	verifier := s.verifier
-	m := newMetrics(r, verifier)
+	timings := audit.NewTimings(r.log)
+	m := newMetrics(r, verifier, timings)
 	mount := map[string]http.Handler{}
 	for prefix, h := range s.mount {
 		mount[prefix] = h
@@ -58,8 +62,12 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 	if s.pprof {
 		mount["/debug/pprof"] = profiler()
 	}
+	key, err := s.records.OfficersKey(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("loading the officers' key: %w", err)
+	}
 	server, err := rest.New(rest.Config{
-		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(),
+		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(), Key: key,
 		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies,
 		Checks: map[string]func(context.Context) error{
 			"database": r.db.Ping,
@@ -75,6 +83,7 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	a := &api{rooms: r, server: server, stop: stop, failed: make(chan error, 2)}
 	r.start(background, "issuer keys", verifier.Run)
+	a.timings.Go(func() { _ = timings.Run(background) }) // never fails
 	go func() { a.failed <- server.Serve(l) }()
 	if s.metrics != nil {
 		mux := http.NewServeMux()
@@ -104,6 +113,7 @@ func (a *api) close(ctx context.Context) error {
 		err = errors.Join(err, a.side.Shutdown(ctx))
 	}
 	a.stop()
+	a.timings.Wait()
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
@@ -21,11 +22,13 @@ type metrics struct {
 	requests *prometheus.HistogramVec // route, method, status
 	parts    *prometheus.HistogramVec // route, part
 	known    sync.Map                 // of *series by seriesKey; routes, methods and statuses are few
+	timings  *audit.Timings           // for the trail
 }
 
 // newMetrics registers the histograms and a collector over the rooms' Stats snapshots.
-func newMetrics(r *rooms, v *auth.Verifier) *metrics {
+func newMetrics(r *rooms, v *auth.Verifier, t *audit.Timings) *metrics {
 	m := &metrics{
+		timings:  t,
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "chartkeep_http_request_duration_seconds", Help: "Time from the request's last byte to the response, by route.",
@@ -38,7 +41,7 @@ func newMetrics(r *rooms, v *auth.Verifier) *metrics {
 	}
 	m.registry.MustRegister(m.requests, m.parts, collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(
 		collectors.MetricsScheduler, collectors.MetricsGC)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		&roomsCollector{r, v, newDescs()})
+		&roomsCollector{r, v, t, newDescs()})
 	return m
 }
 
@@ -77,12 +80,29 @@ func (m *metrics) observe(o rest.Observation) {
 			s.parts[i].Observe(took.Seconds())
 		}
 	}
+	if o.RequestID != "" {
+		m.timings.Add(audit.Timed{
+			RequestID: o.RequestID, Route: o.Route, Role: o.Role, Status: uint16(o.Status),
+			Timing: audit.Timing{
+				Total: micros(o.Took), Auth: micros(o.Auth), Decision: micros(o.Decision), Database: micros(o.Database), Crypto: micros(o.Crypto), Audit: micros(o.Audit),
+			},
+		})
+	}
+}
+
+// micros is a duration in whole microseconds, at least 1 for one that is known at all.
+func micros(d time.Duration) uint32 {
+	if d <= 0 {
+		return 0
+	}
+	return uint32(min(max(d.Microseconds(), 1), 1<<32-1))
 }
 
 // roomsCollector reads the rooms' snapshots when Prometheus asks.
 type roomsCollector struct {
 	rooms    *rooms
 	verifier *auth.Verifier // nil when nobody signs in (import)
+	timings  *audit.Timings
 	descs    map[string]*prometheus.Desc
 }
 
@@ -100,6 +120,7 @@ func newDescs() map[string]*prometheus.Desc {
 		"audit_group_commits_total": "Group writes of the journal.",
 		"audit_syncs_total":         "fdatasync calls of the journal.",
 		"audit_sync_seconds_total":  "Time spent in fdatasync.",
+		"timings_dropped_total":     "Durations of requests that were not recorded in the trail.",
 		"auth_policy_version":       "Version of the access policy in force.",
 		"auth_jwks_keys":            "Keys of the issuer at hand.",
 		"auth_tokens_refused_total": "Tokens refused.",
@@ -143,6 +164,7 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("audit_group_commits_total", a.GroupCommits)
 	counter("audit_syncs_total", a.Syncs)
 	emit("audit_sync_seconds_total", prometheus.CounterValue, a.SyncTime.Seconds())
+	counter("timings_dropped_total", c.timings.Dropped())
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
 	cache("relationships", access.Hits, access.Misses)

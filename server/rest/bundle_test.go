@@ -201,26 +201,6 @@ func TestAcceptRanges(t *testing.T) {
 	}
 }
 
-func FuzzCursor(f *testing.F) {
-	f.Add("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
-	f.Add("")
-	f.Fuzz(func(t *testing.T, s string) {
-		p, ok := parseCursor(s)
-		if ok && formatCursor(p) != s {
-			t.Errorf("cursor %q reads as %+v, which writes as %q", s, p, formatCursor(p))
-		}
-	})
-}
-
-func FuzzUUID(f *testing.F) {
-	f.Add("018f3e1a-0000-7000-8000-000000000001")
-	f.Fuzz(func(t *testing.T, s string) {
-		if id, ok := parseUUID(s); ok && formatUUID(id) != strings.ToLower(s) {
-			t.Errorf("%q reads as %v", s, id)
-		}
-	})
-}
-
 func TestZeroGuardRefuses(t *testing.T) {
 	c := &call{route: &route{serve: func(*call) error { t.Error("a route without a guard was served"); return nil }}}
 	if err := c.guarded(); err == nil {

@@ -30,6 +30,8 @@ type call struct {
 	requestID string
 	network   string
 	principal *auth.Principal // nil until authenticated
+	granted   auth.Decision   // about the route's capability
+	aliased   bool            // the caller sees aliases in the place of people
 	authTook  time.Duration
 	trace     phi.Trace
 	pretty    bool
@@ -91,13 +93,27 @@ func (c *call) guarded() (err error) {
 		if err := c.authenticate(); err != nil {
 			return err
 		}
-		if d := c.s.cfg.Access.May(c.principal, g.capability); !d.Allowed {
-			return &refusal{status: http.StatusForbidden, code: "forbidden", text: "not permitted", decision: &d}
+		if err := c.allow(g); err != nil {
+			return err
 		}
 	default:
 		return errors.New("route has no guard")
 	}
 	return c.route.serve(c)
+}
+
+// allow asks for the capability of a route, and then for the one that comes with aliases.
+func (c *call) allow(g guard) error {
+	if c.granted = c.s.cfg.Access.May(c.principal, g.capability); c.granted.Allowed {
+		return nil
+	}
+	if g.aliased != "" {
+		if d := c.s.cfg.Access.May(c.principal, g.aliased); d.Allowed {
+			c.granted, c.aliased = d, true
+			return nil
+		}
+	}
+	return &refusal{status: http.StatusForbidden, code: "forbidden", text: "not permitted", decision: &c.granted}
 }
 
 // identify gives the request its id and the response the headers that every one has.
@@ -245,15 +261,27 @@ func (c *call) finish() {
 			slog.String("subject", subject))
 	}
 	if c.s.cfg.Observe != nil {
-		c.s.cfg.Observe(Observation{
+		o := Observation{
 			Route:  c.route.pattern,
 			Method: c.method(),
 			Status: status,
 			Took:   took,
 			Auth:   c.authTook,
 			Trace:  c.trace,
-		})
+		}
+		if k := c.route.guard.kind; k == guardRecords || k == guardCapability {
+			o.RequestID, o.Role = c.requestID, c.role()
+		}
+		c.s.cfg.Observe(o)
 	}
+}
+
+// role is the first role of the caller's token, "" without one.
+func (c *call) role() string {
+	if c.principal == nil || len(c.principal.Roles) == 0 {
+		return ""
+	}
+	return c.principal.Roles[0]
 }
 
 // method is the request's method out of a fixed list: an observer may keep it, and a made-up method is not echoed.

@@ -155,9 +155,11 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 		Storage: d.storage, Keys: keys, Access: access, Audit: d.log, Level: level, Source: "test", Logger: logger,
 	})
 	check(t, err)
+	key, err := records.OfficersKey(ctx)
+	check(t, err)
 	cfg := rest.Config{
 		Base: d.base, Records: records, Verifier: verifier, Access: access, Log: d.log, Trail: d.trail, Level: level,
-		Policy: d.storage,
+		Policy: d.storage, Key: key,
 		Issuer: rest.Issuer{
 			Issuer: "https://issuer.test", Authorize: "https://issuer.test/authorize", Token: "https://issuer.test/token", JWKS: d.issuer.url,
 		},

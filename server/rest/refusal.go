@@ -26,6 +26,7 @@ type refusal struct {
 	challenge string         // WWW-Authenticate
 	issues    []fhir.Issue   // instead of code and text
 	kind      audit.Type     // of the event; TypeREST when ""
+	fault     *fault         // which element of the request is wrong
 	decision  *auth.Decision // what refused, when it was a decision of this package's
 	recorded  bool           // phi has recorded it already
 	cause     error          // for the log
@@ -150,14 +151,27 @@ func outcome(r *refusal) []byte {
 	return appendOutcome(nil, issues)
 }
 
+// problemJSON is problem details with what is at fault.
+type problemJSON struct {
+	Type      string   `json:"type"`
+	Title     string   `json:"title"`
+	Status    int      `json:"status"`
+	Detail    string   `json:"detail"`
+	RequestID string   `json:"request_id"`
+	Parameter string   `json:"parameter,omitempty"`
+	Position  *int     `json:"position,omitempty"` // within the parameter, in characters from 0
+	Allowed   []string `json:"allowed,omitempty"`
+}
+
 func problem(r *refusal, requestID string) []byte {
-	b, _ := json.Marshal(struct { // of strings and an int: cannot fail
-		Type      string `json:"type"`
-		Title     string `json:"title"`
-		Status    int    `json:"status"`
-		Detail    string `json:"detail"`
-		RequestID string `json:"request_id"`
-	}{"about:blank", http.StatusText(r.status), r.status, r.text, requestID})
+	p := problemJSON{Type: "about:blank", Title: http.StatusText(r.status), Status: r.status, Detail: r.text, RequestID: requestID}
+	if f := r.fault; f != nil {
+		p.Parameter, p.Allowed = f.parameter, f.allowed
+		if f.position >= 0 {
+			p.Position = &f.position
+		}
+	}
+	b, _ := json.Marshal(p) // of strings and numbers: cannot fail
 	return b
 }
 
@@ -185,7 +199,7 @@ func (c *call) refusalEvent(r *refusal) *audit.Event {
 		}
 	}
 	if d := r.decision; d != nil {
-		e.Decision = audit.Decision{Allowed: d.Allowed, Rule: d.Rule, Reason: string(d.Reason), View: d.View, Policy: d.Policy}
+		e.Decision = newDecision(*d)
 	}
 	return e
 }
@@ -199,7 +213,7 @@ func (c *call) action() audit.Action {
 		return audit.ActionUpdate
 	case "delete", "relationship-end":
 		return audit.ActionDelete
-	case "read", "vread", "history-instance", "audit-read", "policy-read":
+	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read":
 		return audit.ActionRead
 	default:
 		return audit.ActionExecute

@@ -33,6 +33,8 @@ type Config struct {
 	Access   *auth.Access
 	Log      *audit.Log
 	Trail    audit.Reader
+	Tree     Tree   // nil: proofs, checkpoints and the live trail answer 501
+	Key      []byte // secret of the officers' API, of at least 32 bytes: phi.Records.OfficersKey
 	Level    phi.Levels
 
 	Relationships Relationships // nil: POST and DELETE /v1/relationships answer 501
@@ -60,6 +62,13 @@ type Relationships interface {
 	Ungrant(ctx context.Context, practitioner, patient, by string) error
 }
 
+// Tree is what is read of the log's Merkle tree. Every audit.Evidence is one.
+type Tree interface {
+	audit.TreeReader
+	// Rows returns the rows of a span as they are stored, ordered by sequence number.
+	Rows(ctx context.Context, s audit.Span) ([]audit.Row, error)
+}
+
 // Policy reads the stored policy.
 type Policy interface {
 	Policy(ctx context.Context) (auth.Policy, error)
@@ -72,6 +81,9 @@ type Observation struct {
 	Took          time.Duration
 	Auth          time.Duration
 	phi.Trace
+
+	RequestID string // of a request that has events, "" for one that has none; may be kept
+	Role      string // first role of the caller's token, "" without one
 }
 
 // Server serves. Safe for concurrent use.
@@ -87,6 +99,9 @@ type Server struct {
 
 	capability, smart, openapi document
 
+	cursors *cursors
+	aliases *aliaser
+
 	ctx  context.Context // ends when Shutdown gives up on handlers
 	stop context.CancelFunc
 }
@@ -99,6 +114,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	if cfg.Records == nil || cfg.Verifier == nil || cfg.Access == nil || cfg.Log == nil || cfg.Trail == nil {
 		return nil, errors.New("configuring rest: records, verifier, access, log and trail are needed")
+	}
+	if len(cfg.Key) < 32 {
+		return nil, errors.New("configuring rest: a key of 32 bytes is needed")
 	}
 	if cfg.BodyLimit == 0 {
 		cfg.BodyLimit = 16 << 20
@@ -122,6 +140,12 @@ func New(cfg Config) (*Server, error) {
 			return nil, fmt.Errorf("configuring rest: parsing proxy network: %w", err)
 		}
 		s.proxies = append(s.proxies, p.Masked())
+	}
+	if s.cursors, err = newCursors(cfg.Key); err != nil {
+		return nil, fmt.Errorf("configuring rest: %w", err)
+	}
+	if s.aliases, err = newAliaser(cfg.Key); err != nil {
+		return nil, fmt.Errorf("configuring rest: %w", err)
 	}
 	s.fixed = fixedHeaders(base.Scheme == "https")
 	s.routes = s.table()

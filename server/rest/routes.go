@@ -23,6 +23,7 @@ const (
 type guard struct {
 	kind       guardKind
 	capability string // for guardCapability
+	aliased    string // a capability that will do too, and then shows aliases in the place of people
 }
 
 type guardKind uint8
@@ -48,6 +49,7 @@ type route struct {
 func (s *Server) table() []route {
 	open, records := guard{kind: guardOpen}, guard{kind: guardRecords}
 	may := func(capability string) guard { return guard{kind: guardCapability, capability: capability} }
+	trail := guard{kind: guardCapability, capability: "audit:read", aliased: "audit:read-aliased"}
 	const (
 		get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
 		f, v                = fhirBase, apiBase
@@ -67,8 +69,10 @@ func (s *Server) table() []route {
 		{get, f + "/:type/:id/_history/:vid", records, "vread", true, (*call).readVersion},
 
 		{get, v + "/openapi.json", open, "openapi", false, (*call).describe},
-		{get, v + "/audit/events", may("audit:read"), "audit-search", false, (*call).events},
-		{get, v + "/audit/events/:id", may("audit:read"), "audit-read", false, (*call).event},
+		{get, v + "/audit/events", trail, "audit-search", false, (*call).events},
+		{get, v + "/audit/events/:id", trail, "audit-read", false, (*call).event},
+		{get, v + "/audit/events/:id/proof", trail, "audit-proof", false, (*call).proof},
+		{get, v + "/audit/checkpoints", trail, "audit-checkpoints", false, (*call).checkpoints},
 		{post, v + "/relationships", may("relationships:write"), "relationship-grant", false, (*call).grant},
 		{del, v + "/relationships/:practitioner/:patient", may("relationships:write"), "relationship-end", false, (*call).ungrant},
 		{get, v + "/roles", may("policy:read"), "policy-read", false, (*call).roles},

@@ -1,20 +1,16 @@
 package rest
 
 import (
-	"encoding/base64"
-	"encoding/binary"
 	"encoding/hex"
 	"net/http"
-	"strconv"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
-	"github.com/chartkeep/chartkeep/auth"
-	"github.com/chartkeep/chartkeep/phi/fhir"
 )
 
-// eventJSON is an event as officers see it. Times are RFC 3339 in UTC, durations microseconds, hashes and ids hex.
+// eventJSON is an event as officers see it, and assessors with aliases in the place of people. Times are RFC 3339 in UTC,
+// durations microseconds, hashes and streams hex, ids UUIDs.
 type eventJSON struct {
 	ID          string       `json:"id"`
 	Recorded    time.Time    `json:"recorded"`
@@ -32,6 +28,7 @@ type eventJSON struct {
 	Decision    decisionJSON `json:"decision"` // why allowed, or why not
 	RequestID   string       `json:"request_id,omitempty"`
 	Correlation string       `json:"correlation,omitempty"`
+	Searched    bool         `json:"searched"` // the event holds sealed search text
 	Timing      timingJSON   `json:"timing"`
 	Stream      string       `json:"stream"`
 	Seq         uint64       `json:"seq"`
@@ -71,10 +68,11 @@ type timingJSON struct {
 	Audit    uint32 `json:"audit"`
 }
 
-func newEventJSON(s audit.Stored) eventJSON {
-	e := s.Event
+// newEventJSON renders an event for the caller.
+func (l *lens) newEventJSON(s *audit.Stored) eventJSON {
+	e := &s.Event
 	j := eventJSON{
-		ID:          formatUUID(e.ID),
+		ID:          e.ID.String(),
 		Recorded:    e.Recorded.UTC(),
 		Ingested:    s.Ingested.UTC(),
 		Type:        string(e.Type),
@@ -84,205 +82,74 @@ func newEventJSON(s audit.Stored) eventJSON {
 		OutcomeDesc: e.OutcomeDesc,
 		Agent:       agentJSON(e.Agent),
 		Purpose:     e.Purpose,
-		Patient:     e.Patient,
+		Patient:     l.show(kindPatient, e.Patient),
 		Entities:    make([]entityJSON, len(e.Entities)),
 		Classes:     append([]string{}, e.Classes...),
 		Decision:    decisionJSON(e.Decision),
-		RequestID:   e.RequestID,
+		RequestID:   l.show(kindRequest, e.RequestID),
+		Searched:    len(e.Query) > 0,
 		Timing:      timingJSON(e.Timing),
 		Stream:      hex.EncodeToString(s.Stream[:]),
 		Seq:         s.Seq,
 		Leaf:        hex.EncodeToString(s.Leaf[:]),
 	}
+	l.showAgent(&j.Agent)
 	for i, n := range e.Entities {
-		j.Entities[i] = entityJSON(n)
+		j.Entities[i] = entityJSON{n.Type, l.show(kindOf(n.Type), n.ID), n.Version}
 	}
 	if e.Correlation != (audit.ID{}) {
-		j.Correlation = formatUUID(e.Correlation)
+		j.Correlation = e.Correlation.String()
 	}
 	return j
+}
+
+// pageJSON is a page of events, newest first.
+type pageJSON struct {
+	Events   []eventJSON `json:"events"`
+	Next     string      `json:"next"`     // cursor of older events; "" when there are none
+	Prev     string      `json:"prev"`     // cursor of newer events; "" on the newest page
+	Complete bool        `json:"complete"` // false: the page ended before it was full because looking took long; go on with the cursor
+	Query    queryJSON   `json:"query"`
 }
 
 // events searches the trail, newest first. Who looks at the trail is an event of the trail itself, durable before
 // anything is shown.
 func (c *call) events() error {
-	q, err := c.trailQuery()
+	look, err := c.look("limit", "cursor")
 	if err != nil {
 		return err
 	}
-	if err := c.recordLook(q); err != nil {
+	if _, err := c.recordLook(look); err != nil {
 		return err
 	}
-	found, err := c.s.cfg.Trail.Find(c.ctx, q)
+	found, err := c.s.cfg.Trail.Find(c.ctx, look.query)
 	if err != nil {
 		return unavailable(err)
 	}
-	page := struct {
-		Events []eventJSON `json:"events"`
-		Next   string      `json:"next"` // cursor; "" on the last page
-	}{Events: make([]eventJSON, 0, len(found.Events))}
-	for _, s := range found.Events {
-		page.Events = append(page.Events, newEventJSON(s))
+	page := pageJSON{
+		Events: make([]eventJSON, 0, len(found.Events)), Query: look.shown,
+		Complete: found.Next == audit.Position{} || len(found.Events) == look.query.Page(),
+	}
+	lens := c.lens()
+	for i := range found.Events {
+		page.Events = append(page.Events, lens.newEventJSON(&found.Events[i]))
+	}
+	// The way on is where the storage says, the way back begins at this page's own edge.
+	on, back := &page.Next, &page.Prev
+	if look.query.Forward {
+		on, back = &page.Prev, &page.Next
+		slices.Reverse(page.Events)
 	}
 	if found.Next != (audit.Position{}) {
-		page.Next = formatCursor(found.Next)
+		*on = c.s.cursors.seal(look, found.Next, look.query.Forward)
+	}
+	if edge := look.query.After; edge != (audit.Position{}) {
+		if len(found.Events) > 0 {
+			edge = found.Events[0].Position()
+		}
+		*back = c.s.cursors.seal(look, edge, !look.query.Forward)
 	}
 	return c.sendJSON(http.StatusOK, page)
-}
-
-// event shows one event, with why it was allowed and its place in the log.
-func (c *call) event() error {
-	id, ok := parseUUID(c.http.Params("id"))
-	if !ok {
-		return notFound()
-	}
-	q := audit.Query{Terms: []audit.Term{audit.Is(audit.FieldID, hex.EncodeToString(id[:]))}, Limit: 1}
-	if err := c.recordLook(q); err != nil {
-		return err
-	}
-	found, err := c.s.cfg.Trail.Find(c.ctx, q)
-	if err != nil {
-		return unavailable(err)
-	}
-	if len(found.Events) == 0 {
-		return notFound()
-	}
-	return c.sendJSON(http.StatusOK, newEventJSON(found.Events[0]))
-}
-
-func (c *call) recordLook(q audit.Query) error {
-	e := c.adminEvent(audit.TypeAuditLogUsed)
-	e.Entities = []audit.Entity{{Type: "AuditEvent"}}
-	for _, t := range q.Terms {
-		switch t.Field {
-		case audit.FieldPatient:
-			e.Patient = t.Values[0]
-		case audit.FieldID:
-			if id, err := audit.ParseID(t.Values[0]); err == nil {
-				e.Entities[0].ID = formatUUID(id)
-			}
-		}
-	}
-	_, err := c.record(c.s.cfg.Level.Disclosure, e)
-	return err
-}
-
-// adminEvent is the event of an officers' or administrators' request that was let through.
-func (c *call) adminEvent(t audit.Type) *audit.Event {
-	d := auth.Decision{}
-	if c.route.guard.kind == guardCapability {
-		d = c.s.cfg.Access.May(c.principal, c.route.guard.capability)
-	}
-	return &audit.Event{
-		Type:        t,
-		Interaction: c.route.interaction,
-		Action:      c.action(),
-		Agent:       c.agent(),
-		Purpose:     d.Purpose,
-		Decision:    audit.Decision{Allowed: d.Allowed, Rule: d.Rule, Reason: string(d.Reason), View: d.View, Policy: d.Policy},
-		RequestID:   c.requestID,
-		Timing:      audit.Timing{Total: micros(time.Since(c.start)), Auth: micros(c.authTook)},
-	}
-}
-
-// maxEvents is the largest page.
-const maxEvents = 200
-
-// trailQuery parses the filters. An unknown or repeated one is refused: an officer must not take a wider answer for a
-// narrower one.
-func (c *call) trailQuery() (audit.Query, error) {
-	q := audit.Query{Limit: 50}
-	seen := make(map[string]bool)
-	var bad string
-	c.http.Context().QueryArgs().VisitAll(func(key, value []byte) {
-		k, v := string(key), string(value)
-		if bad == "" && (seen[k] || !setFilter(&q, k, v)) {
-			bad = k
-		}
-		seen[k] = true
-	})
-	if bad != "" || q.Validate() != nil {
-		return q, invalid("a filter is unknown, repeated or malformed")
-	}
-	return q, nil
-}
-
-// setFilter sets one filter of the query; false when it is unknown or malformed.
-func setFilter(q *audit.Query, name, value string) (ok bool) {
-	if value == "" {
-		return name == "cursor" || name == "q"
-	}
-	if len(value) > 256 || strings.ContainsFunc(value, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' }) {
-		return false
-	}
-	var err error
-	is := func(f audit.Field, value string) bool {
-		q.Terms = append(q.Terms, audit.Is(f, value))
-		return true
-	}
-	switch name {
-	case "q":
-		q.Text = value
-	case "request_id":
-		return is(audit.FieldRequest, value)
-	case "patient":
-		return is(audit.FieldPatient, strings.TrimPrefix(value, "Patient/"))
-	case "agent", "client", "interaction", "type", "action", "outcome":
-		return is(audit.Field(name), value)
-	case "entity":
-		if _, id, found := strings.Cut(value, "/"); found {
-			return is(audit.FieldEntity, value) && fhir.ValidID(id)
-		}
-		return is(audit.FieldEntityType, value)
-	case "from":
-		q.From, err = time.Parse(time.RFC3339, value)
-	case "to":
-		q.To, err = time.Parse(time.RFC3339, value)
-	case "limit":
-		q.Limit, err = strconv.Atoi(value)
-		return err == nil && q.Limit >= 1 && q.Limit <= maxEvents
-	case "cursor":
-		q.After, ok = parseCursor(value)
-		return ok
-	default:
-		return false
-	}
-	return err == nil
-}
-
-// formatCursor writes a position in the trail: microseconds since 1970 (what the database keeps) and id.
-func formatCursor(p audit.Position) string {
-	var b [24]byte
-	binary.BigEndian.PutUint64(b[:8], uint64(p.PartTime.UnixMicro()))
-	copy(b[8:], p.ID[:])
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
-
-func parseCursor(s string) (audit.Position, bool) {
-	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != 24 || len(s) != 32 { // the decoder skips line breaks
-		return audit.Position{}, false
-	}
-	p := audit.Position{PartTime: time.UnixMicro(int64(binary.BigEndian.Uint64(b[:8]))).UTC()}
-	if y := p.PartTime.Year(); y < 1970 || y > 9999 { // no database takes it
-		return audit.Position{}, false
-	}
-	copy(p.ID[:], b[8:])
-	return p, true
-}
-
-// formatUUID writes an id as RFC 9562 section 4 has it.
-func formatUUID(id audit.ID) string {
-	h := hex.EncodeToString(id[:])
-	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
-}
-
-func parseUUID(s string) (id audit.ID, ok bool) {
-	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-		return id, false
-	}
-	_, err := hex.Decode(id[:], []byte(s[:8]+s[9:13]+s[14:18]+s[19:23]+s[24:]))
-	return id, err == nil && id != audit.ID{}
 }
 
 func notFound() *refusal {
