@@ -68,6 +68,7 @@ const (
 	TypeApplication    Type = "110100" // application activity; subtypes 110120 start, 110121 stop
 	TypeAuditLogUsed   Type = "110101" // somebody read the trail
 	TypeSecurityAlert  Type = "110113" // integrity failure, clock step, lost records
+	TypeExport         Type = "110106" // PHI went out for a purpose other than treatment, payment and operations
 	TypeImport         Type = "110107" // data brought in from files
 	TypePolicy         Type = "110137" // user security attributes changed: roles, grants
 )
