@@ -2,7 +2,6 @@ package audit
 
 import (
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"strconv"
@@ -91,29 +90,6 @@ func signedBy(n *note.Note, known note.Verifiers, origin string) bool {
 		}
 	}
 	return false
-}
-
-// String returns the hash in base64, as checkpoints have it.
-func (h Hash) String() string { return base64.StdEncoding.EncodeToString(h[:]) }
-
-// MarshalText implements encoding.TextMarshaler with String's form.
-func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (h *Hash) UnmarshalText(b []byte) (err error) {
-	*h, err = parseHash(string(b))
-	return err
-}
-
-// MarshalText implements encoding.TextMarshaler with String's form.
-func (s StreamID) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (s *StreamID) UnmarshalText(b []byte) error {
-	if n, err := hex.Decode(s[:], b[:min(len(b), 2*len(s))]); err != nil || n != len(s) || len(b) != 2*len(s) {
-		return errors.New("not a stream's id")
-	}
-	return nil
 }
 
 // parseDecimal reads a number that is not negative and has no leading zeros.

@@ -1,0 +1,145 @@
+package audit
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Kind is what a Finding says is wrong. The vocabulary is closed: THREATS.md names the attack behind each.
+type Kind string
+
+// Kinds of findings.
+const (
+	KindSignature  Kind = "signature"   // a checkpoint carries no signature of a key that is trusted, or one that does not verify
+	KindCheckpoint Kind = "checkpoint"  // a checkpoint is malformed, of another log, or out of order
+	KindRoot       Kind = "root"        // the leaves do not hash to the root that the log signed: rows, batches and tiles were rewritten together
+	KindFork       Kind = "fork"        // the log signed another tree than the one that is known from outside
+	KindRollback   Kind = "rollback"    // the tree is smaller than one that is known from outside, or than it says itself
+	KindWitness    Kind = "witness"     // too few witnesses cosigned, or a cosignature does not verify
+	KindTile       Kind = "tile"        // a tile is missing or was changed; rows and chain agree without it
+	KindSpan       Kind = "span"        // the list of batches in the tree has a gap, an overlap or an impossible entry
+	KindBody       Kind = "body"        // the bytes of a row are not what its leaf commits to, or no event
+	KindLeaf       Kind = "leaf"        // a row's stored leaf is not the one in the tree
+	KindColumn     Kind = "column"      // a column that officers search is not what the bytes of the row say
+	KindMissing    Kind = "missing-row" // a row is gone, and no pruning record covers it
+	KindExtra      Kind = "extra-row"   // a row stands where none was recorded
+	KindOrder      Kind = "order"       // a row stands in another's place
+	KindChain      Kind = "chain"       // a stored batch does not hash to its chain, or does not continue its stream
+	KindGap        Kind = "gap"         // batches of a stream are gone
+	KindStray      Kind = "stray"       // a row belongs to no stored batch
+	KindPruning    Kind = "pruning"     // a pruning record is not signed, or does not fit what is there
+	KindFile       Kind = "file"        // a bundle's file is missing, too many, or not what the manifest says
+	KindManifest   Kind = "manifest"    // a bundle's manifest is not signed by a key that is trusted, or does not fit its content
+)
+
+// Finding is one thing that is wrong, and where.
+type Finding struct {
+	Kind   Kind     `json:"kind"`
+	Index  int64    `json:"index"`           // first leaf concerned; -1 when it is not about a place in the tree
+	Stream StreamID `json:"stream,omitzero"` // zero when it is not about one stream
+	Seq    uint64   `json:"seq"`             // first record concerned, where Stream is set
+	Count  int      `json:"count,omitempty"` // records of the same batch with the same finding, when more than one
+	Column string   `json:"column,omitempty"`
+	File   string   `json:"file,omitempty"` // of a bundle
+	Detail string   `json:"detail"`         // a sentence; never PHI
+}
+
+// String says it in one line.
+func (f Finding) String() string {
+	var b strings.Builder
+	b.WriteString(string(f.Kind))
+	if f.File != "" {
+		fmt.Fprintf(&b, ", file %s", f.File)
+	}
+	if f.Index >= 0 {
+		fmt.Fprintf(&b, ", leaf %d", f.Index)
+	}
+	if f.Stream != (StreamID{}) {
+		fmt.Fprintf(&b, ", stream %s, record %d", f.Stream, f.Seq)
+	}
+	if f.Column != "" {
+		fmt.Fprintf(&b, ", column %s", f.Column)
+	}
+	if f.Count > 1 {
+		fmt.Fprintf(&b, " (and %d more of its batch)", f.Count-1)
+	}
+	return b.String() + ": " + f.Detail
+}
+
+// maxFindings bounds a report; Report.More counts the rest.
+const maxFindings = 1000
+
+// Report is what a verification established.
+type Report struct {
+	Checkpoint  Checkpoint    `json:"checkpoint"`   // newest of the log; Size 0: there is none yet
+	Trust       Trust         `json:"trust"`        // on what its authenticity rests
+	Partial     bool          `json:"partial"`      // a bundle that holds a selection: each row is in the tree, but nobody can tell from it whether one was left out
+	From        int64         `json:"from"`         // leaves below were taken over from an earlier verification
+	Rows        int64         `json:"rows"`         // rows whose bytes were hashed
+	Pruned      int64         `json:"pruned"`       // rows that are gone under a pruning record
+	Unsampled   int64         `json:"unsampled"`    // rows that Sample left out
+	Spans       int64         `json:"spans"`        // batches in the tree
+	Checkpoints int64         `json:"checkpoints"`  // signed sizes at which the root was compared
+	Unsequenced int64         `json:"unsequenced"`  // rows that are stored and not in the tree yet
+	Anchors     int           `json:"anchors"`      // checkpoints from outside that the tree continues
+	Witnessed   *Witnessed    `json:"witnessed"`    // newest checkpoint with enough cosignatures; nil when none was asked for or found
+	Streams     []StreamState `json:"streams"`      // every stream, by its id
+	OpenIntents int           `json:"open_intents"` // changes that were announced and of which no outcome is recorded
+	Intents     []OpenIntent  `json:"intents"`      // the first of them
+	Findings    []Finding     `json:"findings"`     // what is wrong, in the order in which it was met; empty: nothing
+	More        int64         `json:"more"`         // findings beyond those
+	Filter      string        `json:"filter"`       // of a partial bundle, in words
+	Started     time.Time     `json:"started"`      //
+	Duration    time.Duration `json:"duration_ns"`  //
+	Verified    *Verified     `json:"-"`            // for VerifyOptions.From of the next run; nil unless OK
+}
+
+// Trust is on what the authenticity of a report rests.
+type Trust string
+
+// Trusts.
+const (
+	TrustKeys Trust = "keys" // the caller brought keys
+	TrustSelf Trust = "self" // only on the keys that came with the evidence: what was verified is consistent, but whoever made it may have made the keys
+)
+
+// OK reports whether nothing is wrong. Unaccounted streams, open intents and TrustSelf are for people to judge.
+func (r *Report) OK() bool { return len(r.Findings) == 0 }
+
+// Witnessed is a checkpoint that witnesses cosigned.
+type Witnessed struct {
+	Checkpoint
+	By []string  `json:"by"` // witnesses' key names
+	At time.Time `json:"at"` // of the earliest of their cosignatures
+}
+
+// StreamState is where a stream stands.
+type StreamState struct {
+	Stream      StreamID  `json:"stream"`
+	Next        uint64    `json:"next"`        // sequence number after its last record
+	Chain       Hash      `json:"chain"`       // after it
+	Last        time.Time `json:"last"`        // part time of it
+	Stopped     bool      `json:"stopped"`     // its last record says that its process stopped
+	Unseen      bool      `json:"unseen"`      // its last record was dropped, or not looked at
+	Unaccounted bool      `json:"unaccounted"` // it neither stopped nor gave a sign of life in the last minute of the trail
+}
+
+// OpenIntent is an announced change of which no outcome is recorded: the process died, or the outcome was lost.
+type OpenIntent struct {
+	Correlation ID        `json:"correlation"`
+	Event       ID        `json:"event"` // the intent's, or the first of several
+	Stream      StreamID  `json:"stream"`
+	Seq         uint64    `json:"seq"`
+	At          time.Time `json:"at"` // part time
+}
+
+// Verified is what an earlier verification established, to go on from. Keep it where the trail's administrators cannot write:
+// a tree that shrank or forked since is a finding, even without a witness.
+type Verified struct {
+	Checkpoint
+	At       time.Time     `json:"at"`
+	Frontier []Hash        `json:"frontier"` // roots of the perfect subtrees of the tree, largest first
+	Streams  []StreamState `json:"streams"`
+	Intents  []OpenIntent  `json:"intents"`
+}
