@@ -37,15 +37,19 @@ type benchVerb struct {
 	Rounds      int           `help:"Rounds; each measures every variant once, ratios are medians over rounds." default:"5"`
 	Phase       time.Duration `help:"Length of one measurement." default:"4s"`
 	Import      string        `help:"FHIR files for the import figure; the generated patients' rate is printed in any case." type:"path" placeholder:"PATH"`
+	Audit       bool          `help:"Measure the audit trail instead: journal, ingest, outage, queries, verification."`
+	AuditRows   []int64       `help:"With --audit: sizes of the trail that is queried, the smallest first; 20 million take 15 GB and a quarter of an hour." default:"200000,2000000" placeholder:"N"`
 
 	Load string `hidden:"" help:"Be the load generator against this URL list (internal)."`
+	Rate int    `hidden:"" help:"Requests a second of the load generator, whatever the answers take; closed loop when 0 (internal)."`
 }
 
 // Help is shown by --help.
 func (*benchVerb) Help() string {
 	return `Starts a private deployment in a temporary folder and loads, in turn and in one run: bare Fiber + pgx serving the row as jsonb (the
 floor), the compliant read with an audit trail that survives kill -9 (process), and one that survives a power cut (power).
-The load generator is a process of its own. Takes about a minute and a half.`
+The load generator is a process of its own. Takes about a minute and a half. With --audit it measures the trail's own promises in
+about five minutes, and says which figures miss their targets.`
 }
 
 // variant is one thing to load.
@@ -71,37 +75,15 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 		return v.load(ctx, t)
 	}
 	tune()
-	dir, err := os.MkdirTemp("", "chartkeep-bench-")
+	b, err := openBench(ctx, t)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o755); err != nil { // another user may have to pass through when run as root
-		return err
+	defer func() { err = errors.Join(err, b.close(ctx)) }()
+	if v.Audit {
+		return v.audit(ctx, t, b)
 	}
-	cluster, err := demo.StartCluster(ctx, demo.ClusterConfig{Dir: dir, Progress: t.err, Install: true})
-	if err != nil {
-		return fmt.Errorf("starting PostgreSQL: %w", err)
-	}
-	defer func() { err = errors.Join(err, cluster.Stop()) }()
-	s, _, err := prepare(ctx, dir, cluster, audit.Power)
-	if err != nil {
-		return err
-	}
-	logFile, err := os.Create(filepath.Join(dir, demoLog))
-	if err != nil {
-		return err
-	}
-	defer logFile.Close()
-	sink := newLog(logFile)
-	defer sink.close()
-	log := sink.Logger
-	r, err := openRooms(ctx, s, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, r.close(ctx)) }()
-
+	r, s, dir, cluster, log := b.rooms, b.settings, b.dir, b.cluster, b.sink.Logger
 	ids, err := v.fill(ctx, r.records, t)
 	if err != nil {
 		return err
@@ -126,6 +108,61 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 		variants = append(variants, variant{name: "compliant read, audit at " + c.name, url: a.base, token: a.token, target: c.target})
 	}
 	return v.measure(ctx, t, r, dir, variants, ids)
+}
+
+// bench is the private deployment that is measured, in a temporary folder.
+type bench struct {
+	dir      string
+	cluster  *demo.Cluster
+	settings *settings
+	file     *os.File
+	sink     *programLog
+	rooms    *rooms
+}
+
+func openBench(ctx context.Context, t terminal) (_ *bench, err error) {
+	b := &bench{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, b.close(ctx))
+		}
+	}()
+	if b.dir, err = os.MkdirTemp("", "chartkeep-bench-"); err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(b.dir, 0o755); err != nil { // another user may have to pass through when run as root
+		return nil, err
+	}
+	if b.cluster, err = demo.StartCluster(ctx, demo.ClusterConfig{Dir: b.dir, Progress: t.err, Install: true}); err != nil {
+		return nil, fmt.Errorf("starting PostgreSQL: %w", err)
+	}
+	if b.settings, _, err = prepare(ctx, b.dir, b.cluster, audit.Power); err != nil {
+		return nil, err
+	}
+	if b.file, err = os.Create(filepath.Join(b.dir, demoLog)); err != nil {
+		return nil, err
+	}
+	b.sink = newLog(b.file)
+	b.rooms, err = openRooms(ctx, b.settings, b.sink.Logger)
+	return b, err
+}
+
+// close undoes what openBench did, as far as it came.
+func (b *bench) close(ctx context.Context) (err error) {
+	if b.rooms != nil {
+		err = b.rooms.close(ctx)
+	}
+	if b.sink != nil {
+		b.sink.close()
+		err = errors.Join(err, b.file.Close())
+	}
+	if b.cluster != nil {
+		err = errors.Join(err, b.cluster.Stop())
+	}
+	if b.dir != "" {
+		err = errors.Join(err, os.RemoveAll(b.dir))
+	}
+	return err
 }
 
 // clinician is dr-rivera, as the floor's rows are read: every second patient is under this treatment.
@@ -251,7 +288,7 @@ func (v *benchVerb) measure(ctx context.Context, t terminal, r *rooms, dir strin
 		for i, x := range variants {
 			before := r.log.Stats()
 			server, database := cpuTimes()
-			res, err := v.spawn(ctx, dir, x, ids)
+			res, err := v.spawn(ctx, dir, x, ids, 0)
 			if err != nil {
 				return err
 			}
@@ -323,8 +360,8 @@ func median(x []float64) float64 {
 	return x[len(x)/2]
 }
 
-// spawn runs the load generator as a process of its own.
-func (v *benchVerb) spawn(ctx context.Context, dir string, x variant, ids []string) (*loadResult, error) {
+// spawn runs the load generator as a process of its own, at a rate or, when that is 0, in a closed loop.
+func (v *benchVerb) spawn(ctx context.Context, dir string, x variant, ids []string, rate int) (*loadResult, error) {
 	exe, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -333,7 +370,7 @@ func (v *benchVerb) spawn(ctx context.Context, dir string, x variant, ids []stri
 	if err := writeFile(plan, []byte(x.token+"\n"+strings.Join(ids, "\n"))); err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, exe, "bench", "--load", x.url, "--import", plan, "--connections", strconv.Itoa(v.Connections), "--phase", v.Phase.String())
+	cmd := exec.CommandContext(ctx, exe, "bench", "--load", x.url, "--import", plan, "--connections", strconv.Itoa(v.Connections), "--phase", v.Phase.String(), "--rate", strconv.Itoa(rate))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -375,7 +412,11 @@ func (v *benchVerb) load(ctx context.Context, t terminal) error {
 	for i := range v.Connections {
 		wg.Go(func() {
 			var err error
-			if took[i], err = drive(ctx, target.Host, requests); err != nil {
+			var gap time.Duration
+			if v.Rate > 0 {
+				gap = time.Second * time.Duration(v.Connections) / time.Duration(v.Rate)
+			}
+			if took[i], err = drive(ctx, target.Host, requests, began.Add(gap*time.Duration(i)/time.Duration(v.Connections)), gap); err != nil {
 				failed.Add(1)
 			}
 		})
@@ -390,8 +431,9 @@ func (v *benchVerb) load(ctx context.Context, t terminal) error {
 	return json.NewEncoder(t.out).Encode(res)
 }
 
-// drive is one connection. Any answer but 200 ends it with an error.
-func drive(ctx context.Context, host string, requests [][]byte) (took []time.Duration, err error) {
+// drive is one connection. Any answer but 200 ends it with an error. A request begins when it is due, gap after the one before, or
+// when there is no gap when the last answer is whole; what it takes is counted from there.
+func drive(ctx context.Context, host string, requests [][]byte, due time.Time, gap time.Duration) (took []time.Duration, err error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, err
@@ -400,6 +442,10 @@ func drive(ctx context.Context, host string, requests [][]byte) (took []time.Dur
 	in := bufio.NewReaderSize(c, 1<<16)
 	for ctx.Err() == nil {
 		began := time.Now()
+		if gap > 0 {
+			time.Sleep(time.Until(due))
+			began, due = due, due.Add(gap)
+		}
 		if _, err := c.Write(requests[rand.IntN(len(requests))]); err != nil {
 			return took, err
 		}

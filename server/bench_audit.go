@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/server/postgres"
+)
+
+// audit measures what the trail promises and prints one table. A missed figure is said and is no failure.
+func (v *benchVerb) audit(ctx context.Context, t terminal, b *bench) error {
+	f := &figures{w: t.out}
+	if err := f.journal(ctx, b.dir); err != nil {
+		return err
+	}
+	if err := f.ingest(ctx, b); err != nil {
+		return err
+	}
+	if err := f.outage(ctx, v, t, b); err != nil {
+		return err
+	}
+	return nil
+}
+
+// ingest compares the shipper's transactions with a bare COPY.
+func (f *figures) ingest(ctx context.Context, b *bench) error {
+	r, err := postgres.MeasureIngest(ctx, b.cluster.DSN(demoDatabase), 15)
+	if err != nil {
+		return err
+	}
+	f.add("ingest over raw binary COPY into the same table", fmt.Sprintf("%.0f/s = %.0f %%", r.Ingest, 100*r.Ratio), "at least 80 %", r.Ratio >= 0.8)
+	return nil
+}
+
+// The outage of the figures, scaled down: an hour at 1,000 events a second leaves outageHour of them.
+const (
+	outageRate    = 1000
+	outageHour    = 3600 * outageRate
+	outageBacklog = 120_000
+	outageRounds  = 3
+)
+
+// outage serves a steady load, normally and while the trail catches up on what piled up in an outage.
+func (f *figures) outage(ctx context.Context, v *benchVerb, t terminal, b *bench) error {
+	ids, err := v.fill(ctx, b.rooms.records, terminal{t.err, t.err})
+	if err != nil {
+		return err
+	}
+	a, err := benchAPI(ctx, b.rooms, b.settings, b.dir, phi.Levels{Disclosure: audit.Power, Other: audit.Process}, b.sink.Logger)
+	if err != nil {
+		return err
+	}
+	x := variant{url: a.base, token: a.token}
+	var normal, behind, rates []float64
+	measure := func() error {
+		for range outageRounds {
+			before, err := v.spawn(ctx, b.dir, x, ids, outageRate)
+			if err != nil {
+				return err
+			}
+			caught := make(chan float64, 1)
+			if err := backlog(ctx, b, caught); err != nil {
+				return err
+			}
+			after, err := v.spawn(ctx, b.dir, x, ids, outageRate)
+			if err != nil {
+				return err
+			}
+			if before.Failed+after.Failed > 0 {
+				return fmt.Errorf("%d connections failed", before.Failed+after.Failed)
+			}
+			select {
+			case rate := <-caught:
+				rates = append(rates, rate)
+			case <-time.After(time.Minute):
+				return errors.New("the trail did not catch up within a minute")
+			}
+			normal, behind = append(normal, before.P99.Seconds()), append(behind, after.P99.Seconds())
+		}
+		return nil
+	}
+	if err := errors.Join(measure(), a.close(ctx)); err != nil {
+		return err
+	}
+	whole := time.Duration(outageHour / median(rates) * float64(time.Second))
+	f.add("an hour's outage at 1,000 events/s caught up in", fmt.Sprintf("%s (%.0f/s)", whole.Round(time.Second), median(rates)), "under 10 min", whole < 10*time.Minute)
+	ratios := make([]float64, len(normal))
+	for i := range ratios {
+		ratios[i] = behind[i] / normal[i]
+	}
+	f.add(fmt.Sprintf("p99 of requests meanwhile, %.1f ms otherwise", 1000*median(normal)), fmt.Sprintf("%.1f ms = %.2f ×", 1000*median(behind), median(ratios)), "at most 1.10 ×", median(ratios) <= 1.10)
+	return nil
+}
+
+// backlog lets events pile up while the database takes none, resumes, and sends the rate at which the trail then caught up, beside
+// what was recorded meanwhile.
+func backlog(ctx context.Context, b *bench, caught chan<- float64) error {
+	resume, err := postgres.PauseIngest(ctx, b.cluster.DSN(demoDatabase))
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var failed error
+	for range groupWriters {
+		wg.Go(func() {
+			for range outageBacklog / groupWriters {
+				if _, err := b.rooms.log.Record(ctx, audit.Process, benchEvent()); err != nil {
+					mu.Lock()
+					failed = err
+					mu.Unlock()
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	from := b.rooms.log.Stats().Pending
+	if err := errors.Join(failed, resume()); err != nil {
+		return err
+	}
+	began := time.Now()
+	go func() {
+		for ctx.Err() == nil {
+			if left := b.rooms.log.Stats().Pending; left < 3000 {
+				caught <- float64(from-left) / time.Since(began).Seconds()
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	return nil
+}
