@@ -16,11 +16,13 @@ import (
 
 // Events of this room:
 //
+//   - Whose purpose is none of treatment, payment, operations and the patient's own request is of type audit.TypeExport: a
+//     disclosure that the patient can ask an accounting of.
 //   - A read, vread or history is one event, durable before anything is opened; of a record of several patients, one event
 //     for each of them.
 //   - A search is one event with its text sealed and an entity that has a type and no id (its hits are not known yet),
 //     durable before candidates are opened. Patients that it did not name and that are disclosed get an event each, with
-//     the records disclosed, before the page is returned.
+//     the records disclosed and the same text, before the page is returned (IHE BALP: a query over N patients is N events).
 //   - A write is an Intent, durable before the commit, and an event with the outcome after it, both with the Intent's id as
 //     Correlation. The writes of a transaction or an import chunk are one Intent each, handed over as one group; all share
 //     the first one's id as Correlation, and one event tells the outcome of all.
@@ -103,10 +105,19 @@ func (a *attempt) checkRef() *Error {
 	return nil
 }
 
-// permit decides what can be decided about the type alone.
+// trailType is the one type that is never kept as a record: the trail is written by package audit, and read from there.
+const trailType = "AuditEvent"
+
+// permit decides what can be decided about the type alone. Everything that touches a record comes through here.
 func (a *attempt) permit(letter auth.Interaction, resourceType string) *Error {
 	if a.caller.Principal == nil {
 		return denied()
+	}
+	if resourceType == trailType {
+		if letter == auth.Read || letter == auth.Search {
+			return fail(NotFound, "not-supported", "audit events are not among the records")
+		}
+		return fail(NotAllowed, "not-supported", "audit events are recorded by the server and cannot be written")
 	}
 	since := a.clock()
 	a.decision = a.access.Type(a.caller.Principal, letter, resourceType, a.caller.Purpose)
@@ -181,6 +192,9 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 		}
 	}
 	e.Agent.Network = a.caller.Network
+	if outcome == audit.Success && len(patients) > 0 && a.discloses(e.Purpose) {
+		e.Type, e.Action = audit.TypeExport, audit.ActionRead
+	}
 	if ref.Type != "" {
 		made.first[0] = audit.Entity{Type: ref.Type, ID: ref.ID, Version: version}
 		e.Entities = made.first[:]
@@ -192,6 +206,20 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 		}
 	}
 	return e
+}
+
+// discloses reports whether what is shown has to be accounted for to the patient (45 CFR 164.528(a)(1)): it identifies, and
+// it is not for treatment, payment or health care operations, nor at the patient's own request. Purposes that this list does
+// not know are accounted for.
+func (a *attempt) discloses(purpose string) bool {
+	if a.verb.letter != auth.Read && a.verb.letter != auth.Search || a.view.deidentified {
+		return false
+	}
+	switch purpose {
+	case "", "TREAT", "ETREAT", "BTG", "CAREMGT", "COC", "HPAYMT", "HOPERAT", "PATRQT":
+		return false
+	}
+	return true
 }
 
 // events describes the attempt so far, for one record, once for each patient it belongs to: each can be told who looked

@@ -89,6 +89,8 @@ func (k Kind) String() string {
 		return "unavailable"
 	case Integrity:
 		return "integrity-failure"
+	case NotAllowed:
+		return "not-allowed"
 	}
 	return "unknown"
 }

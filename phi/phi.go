@@ -92,6 +92,7 @@ const (
 	TooLarge                           // 413
 	Unavailable                        // 503: journal, database or keys are not there; fail closed
 	Integrity                          // 500: a stored row does not open; withheld
+	NotAllowed                         // 405: records of the type are made by the server alone
 )
 
 // Error is what Records returns. Its message and issues never carry PHI.

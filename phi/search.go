@@ -39,6 +39,7 @@ type query struct {
 	count    int
 	self     []Param
 	warnings []fhir.Issue
+	sealed   []byte // its text, as its events carry it
 }
 
 // parseQuery sorts parameters into selection and criteria. Unknown ones become warnings, or errors when strict.
@@ -340,7 +341,8 @@ func (a *attempt) recordQuery(ctx context.Context, q *query, params []Param) (au
 		return audit.Receipt{}, fail(TooLarge, "too-long", "the search has more text than an audit event can hold")
 	}
 	e := a.event(audit.Success, Ref{Type: a.ref.Type}, 0, named)
-	e.Query = a.queries.Seal(nil, nil, text, []byte(a.ref.Type))
+	q.sealed = a.queries.Seal(nil, nil, text, []byte(a.ref.Type))
+	e.Query = q.sealed
 	return a.record(ctx, a.level.Disclosure, e)
 }
 
@@ -431,6 +433,7 @@ func (a *attempt) recordHits(ctx context.Context, q *query, hits []hit) *Error {
 			e := byPatient[patient]
 			if e == nil {
 				e = a.event(audit.Success, Ref{}, 0, []string{patient})
+				e.Query = q.sealed
 				byPatient[patient] = e
 			}
 			e.Entities = append(e.Entities, audit.Entity{Type: h.row.Type, ID: h.row.ID, Version: h.row.Version})
