@@ -6,6 +6,7 @@
 //	chartkeep token PERSONA      a bearer token of the demo
 //	chartkeep import PATH…       FHIR bundles, resources and NDJSON, sealed and audited
 //	chartkeep comply             control checks against the live deployment
+//	chartkeep audit …            the trail: verify, export, prove, witness
 //	chartkeep bench              the compliant path beside the bare floor
 //
 // Every flag has an environment variable CHARTKEEP_…, secrets are file paths, unknown settings are errors. Exit code 0 is
@@ -38,6 +39,7 @@ type commandLine struct {
 	Token   tokenVerb   `cmd:"" help:"Print a bearer token of a demo persona."`
 	Import  importVerb  `cmd:"" help:"Import FHIR bundles, single resources and NDJSON through the sealed, audited path."`
 	Comply  complyVerb  `cmd:"" help:"Run the control checks against the live deployment."`
+	Audit   auditVerb   `cmd:"" help:"The audit trail: verify, export, prove, witness."`
 	Bench   benchVerb   `cmd:"" help:"Measure the compliant path beside the bare floor, in one run."`
 
 	Version kong.VersionFlag `help:"Print the version."`
