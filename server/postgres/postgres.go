@@ -109,6 +109,9 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 	p["timezone"] = "UTC"
 	p["search_path"] = "public"
 	p["statement_timeout"] = strconv.FormatInt(timeout.Milliseconds(), 10)
+	// A connection that the network has swallowed must not keep its locks: the next one may wait for them.
+	p["idle_in_transaction_session_timeout"] = p["statement_timeout"]
+	p["tcp_keepalives_idle"], p["tcp_keepalives_interval"], p["tcp_keepalives_count"] = "10", "5", "3"
 	if role == "chartkeep_records" {
 		// Every statement of this pool goes by an index. A plan that was made and kept while a table was still small would scan it
 		// when it has grown, until it is analyzed.
