@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -46,12 +47,12 @@ const (
 )
 
 // journal measures what the request path pays for its event, on a log of its own without a database.
-func (f *figures) journal(ctx context.Context, dir string) error {
+func (f *figures) journal(ctx context.Context, dir string) (err error) {
 	l, err := audit.Open(audit.Config{Dir: filepath.Join(dir, "bench-journal")})
 	if err != nil {
 		return err
 	}
-	defer l.Close()
+	defer func() { err = errors.Join(err, l.Close()) }()
 	handOff, allocations, err := handOff(ctx, l)
 	if err != nil {
 		return err
