@@ -223,7 +223,7 @@ func (p *queryParser) field(start, at int, name string, not bool) error {
 	var terms []Term
 	f := Field(name)
 	kind, _ := f.Kind()
-	if kind == KindNumber {
+	if kind == NumberField {
 		terms, err = p.numbers(f, values, not)
 	} else {
 		terms, err = p.texts(f, values, not)
@@ -241,7 +241,7 @@ func (p *queryParser) field(start, at int, name string, not bool) error {
 }
 
 // taken says what a field takes, where that can be said.
-func taken(f Field, kind Kind) []string {
+func taken(f Field, kind FieldKind) []string {
 	switch {
 	case f == FieldAllowed:
 		return []string{"true", "false"}
@@ -249,7 +249,7 @@ func taken(f Field, kind Kind) []string {
 		return []string{"C", "R", "U", "D", "E"}
 	case f == FieldOutcome:
 		return []string{"-1", "0", "4", "8", "12"}
-	case kind == KindUUID:
+	case kind == UUIDField:
 		return []string{"32 hexadecimal digits", "a UUID"}
 	}
 	return []string{fmt.Sprintf("%d bytes", maxValue)}

@@ -126,14 +126,14 @@ func TestFormatQueryRoundTrip(t *testing.T) {
 	term := rapid.Custom(func(t *rapid.T) audit.Term {
 		x := audit.Term{Field: rapid.SampledFrom(audit.Fields()).Draw(t, "field"), Not: rapid.Bool().Draw(t, "not")}
 		switch kind, _ := x.Field.Kind(); {
-		case kind == audit.KindNumber:
+		case kind == audit.NumberField:
 			x.Op = rapid.SampledFrom([]audit.Op{audit.OpIs, audit.OpAtLeast, audit.OpBelow}).Draw(t, "op")
 			x.Values = []string{rapid.SampledFrom([]string{"-1", "0", "4", "8", "12"}).Draw(t, "number")}
 		case x.Field == audit.FieldAllowed:
 			x.Values = []string{"true"}
 		case x.Field == audit.FieldAction:
 			x.Values = rapid.SliceOfN(rapid.SampledFrom([]string{"C", "R", "U"}), 1, 3).Draw(t, "actions")
-		case kind == audit.KindUUID:
+		case kind == audit.UUIDField:
 			x.Values = []string{rapid.StringMatching(`[0-9a-f]{32}`).Draw(t, "id")}
 		default:
 			x.Op = rapid.SampledFrom([]audit.Op{audit.OpIs, audit.OpPrefix}).Draw(t, "op")

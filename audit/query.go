@@ -45,14 +45,14 @@ const (
 	FieldCorrelation Field = "correlation" // UUID
 )
 
-// Kind is what a field's values look like.
-type Kind uint8
+// FieldKind is what a field's values look like.
+type FieldKind uint8
 
 const (
-	KindText   Kind = iota // any text: Is, Prefix
-	KindNumber             // decimal: Is, AtLeast, Below
-	KindCode               // one of a few: Is
-	KindUUID               // 16 bytes in hex, with RFC 9562's hyphens or without any: Is
+	TextField   FieldKind = iota // any text: Is, Prefix
+	NumberField                  // decimal: Is, AtLeast, Below
+	CodeField                    // one of a few: Is
+	UUIDField                    // 16 bytes in hex, with RFC 9562's hyphens or without any: Is
 )
 
 // Fields lists the vocabulary, in the order in which it is shown to people.
@@ -65,16 +65,16 @@ func Fields() []Field {
 }
 
 // Kind of the field; ok is false for a field that is not in the vocabulary.
-func (f Field) Kind() (k Kind, ok bool) {
+func (f Field) Kind() (k FieldKind, ok bool) {
 	switch f {
 	case FieldID, FieldStream, FieldCorrelation:
-		return KindUUID, true
+		return UUIDField, true
 	case FieldAction, FieldAllowed:
-		return KindCode, true
+		return CodeField, true
 	case FieldOutcome, FieldPolicy, FieldDuration, FieldSeq:
-		return KindNumber, true
+		return NumberField, true
 	}
-	return KindText, slices.Contains(Fields(), f)
+	return TextField, slices.Contains(Fields(), f)
 }
 
 // Op is how a term compares.
@@ -117,7 +117,7 @@ func Is(f Field, values ...string) Term { return Term{Field: f, Values: values} 
 type Query struct {
 	Terms    []Term    // all must hold
 	Text     string    // free text over fields that hold no PHI, see Event.SearchText; case is ignored
-	From, To time.Time // recorded in [From, To); zero does not restrict
+	From, To time.Time // happened in [From, To), see Row.Time; zero does not restrict
 	After    Position  // go on after this event in the direction of reading; zero starts at that direction's beginning
 	Forward  bool      // oldest first; together with After this pages back towards the newest
 	Limit    int       // 1 to MaxPage; 0 is 50
@@ -164,7 +164,15 @@ type Found struct {
 // Reader finds stored events. Every call takes bounded time, whatever is stored. Queries are validated first. All methods
 // are safe for concurrent use.
 type Reader interface {
+	// Find returns a page of events.
 	Find(ctx context.Context, q Query) (Found, error)
+	// Facets counts the events of q by each of the fields and returns the top most frequent values, all when top is 0; After,
+	// Forward and Limit mean nothing here.
+	Facets(ctx context.Context, q Query, fields []Field, top int) ([]Facet, error)
+	// Histogram counts the events of q by time, see NewHistogram.
+	Histogram(ctx context.Context, q Query, step time.Duration) (Histogram, error)
+	// Latency answers from events that carry late timings, see InteractionTimings.
+	Latency(ctx context.Context, q LatencyQuery) (Latency, error)
 }
 
 // ErrQuery says that a query is malformed; the error that wraps it names the element at fault and never holds its value.
@@ -204,7 +212,7 @@ func (t *Term) validate() error {
 	if !ok {
 		return fmt.Errorf("unknown field: %w", ErrQuery)
 	}
-	if t.Op != OpIs && (kind != KindText || t.Op != OpPrefix) && (kind != KindNumber || t.Op != OpAtLeast && t.Op != OpBelow) {
+	if t.Op != OpIs && (kind != TextField || t.Op != OpPrefix) && (kind != NumberField || t.Op != OpAtLeast && t.Op != OpBelow) {
 		return fmt.Errorf("%s does not take %q: %w", t.Field, t.Op, ErrQuery)
 	}
 	switch n := len(t.Values); {
@@ -221,17 +229,17 @@ func (t *Term) validate() error {
 	return nil
 }
 
-func (t *Term) takes(kind Kind, v string) bool {
+func (t *Term) takes(kind FieldKind, v string) bool {
 	switch kind {
-	case KindNumber:
+	case NumberField:
 		n, err := strconv.ParseInt(v, 10, 64)
 		return err == nil && (t.Field != FieldOutcome || t.Op != OpIs || slices.Contains([]int64{-1, 0, 4, 8, 12}, n))
-	case KindCode:
+	case CodeField:
 		if t.Field == FieldAllowed {
 			return v == "true" || v == "false"
 		}
 		return len(v) == 1 && strings.Contains("CRUDE", v)
-	case KindUUID:
+	case UUIDField:
 		_, err := ParseID(v)
 		return err == nil
 	}
@@ -259,7 +267,7 @@ func (q *Query) Page() int { return cmp.Or(q.Limit, defaultPage) }
 // Matches reports whether a stored event fits the query's terms, text and times. The query must be valid.
 func (q *Query) Matches(s *Stored) bool {
 	e := &s.Event
-	if !q.From.IsZero() && e.Recorded.Before(q.From) || !q.To.IsZero() && !e.Recorded.Before(q.To) {
+	if at := s.Time(); !q.From.IsZero() && at.Before(q.From) || !q.To.IsZero() && !at.Before(q.To) {
 		return false
 	}
 	for i := range q.Terms {
@@ -276,11 +284,11 @@ func (t *Term) fits(got string) bool {
 		switch kind, _ := t.Field.Kind(); {
 		case t.Op == OpPrefix:
 			return strings.HasPrefix(got, want)
-		case kind == KindNumber:
+		case kind == NumberField:
 			g, _ := strconv.ParseInt(got, 10, 64)
 			w, _ := strconv.ParseInt(want, 10, 64)
 			return t.Op == OpIs && g == w || t.Op == OpAtLeast && g >= w || t.Op == OpBelow && g < w
-		case kind == KindUUID:
+		case kind == UUIDField:
 			g, _ := ParseID(got)
 			w, err := ParseID(want)
 			return err == nil && g == w
@@ -315,7 +323,7 @@ func (s *Stored) Values(f Field) []string {
 	case FieldInteraction:
 		return []string{e.Interaction}
 	case FieldAction:
-		return []string{string(rune(e.Action))}
+		return []string{strings.Trim(string(rune(e.Action)), "\x00")}
 	case FieldOutcome:
 		return []string{strconv.Itoa(int(e.Outcome))}
 	case FieldEntity:

@@ -18,6 +18,18 @@ type Row struct {
 	Altered  []string // columns that are not what Body says, by name; only storages that keep columns set it
 }
 
+// ClockTolerance is how far an event's wall clock may be off its part time before it is not believed.
+const ClockTolerance = 10 * time.Second
+
+// Time is when the event happened: when it was recorded, or its part time where the clock that it was recorded by had stepped.
+// So a search by time needs to look at part times only within ClockTolerance around.
+func (r *Row) Time() time.Time {
+	if off := r.Event.Recorded.Sub(r.PartTime); off < -ClockTolerance || off > ClockTolerance {
+		return r.PartTime
+	}
+	return r.Event.Recorded
+}
+
 // Batch is a contiguous run of rows of one stream.
 type Batch struct {
 	Stream StreamID

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -98,6 +99,13 @@ func (s *Storage) Rows() []audit.Stored {
 	return slices.Clone(s.rows)
 }
 
+// Plant stores a row as it is, under no rules.
+func (s *Storage) Plant(r audit.Stored) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rows = append(s.rows, r)
+}
+
 // Find implements audit.Reader.
 func (s *Storage) Find(ctx context.Context, q audit.Query) (audit.Found, error) {
 	if err := errors.Join(ctx.Err(), q.Validate()); err != nil {
@@ -120,4 +128,111 @@ func direction(q audit.Query) int {
 		return 1
 	}
 	return -1
+}
+
+// Facets implements audit.Reader.
+func (s *Storage) Facets(ctx context.Context, q audit.Query, fields []audit.Field, top int) ([]audit.Facet, error) {
+	if err := errors.Join(ctx.Err(), q.Validate(), audit.ValidateFacets(fields)); err != nil {
+		return nil, err
+	}
+	var facets []audit.Facet
+	for _, f := range fields {
+		counts := map[string]int64{}
+		for _, r := range s.Rows() {
+			if q.Matches(&r) {
+				values := slices.Clone(r.Values(f))
+				slices.Sort(values)
+				for _, v := range slices.Compact(values) {
+					counts[v]++
+				}
+			}
+		}
+		facets = append(facets, audit.NewFacet(f, counts, top, true))
+	}
+	return facets, nil
+}
+
+// Histogram implements audit.Reader.
+func (s *Storage) Histogram(ctx context.Context, q audit.Query, step time.Duration) (audit.Histogram, error) {
+	if err := errors.Join(ctx.Err(), q.Validate()); err != nil {
+		return audit.Histogram{}, err
+	}
+	h, err := audit.NewHistogram(&q, step)
+	if err != nil {
+		return h, err
+	}
+	for _, r := range s.Rows() {
+		if !q.Matches(&r) {
+			continue
+		}
+		bin := h.Bin(r.Time(), step)
+		bin.Events++
+		if r.Event.Denied() {
+			bin.Denied++
+		}
+		if r.Event.Failed() {
+			bin.Failed++
+		}
+	}
+	return h, nil
+}
+
+// Latency implements audit.Reader.
+func (s *Storage) Latency(ctx context.Context, q audit.LatencyQuery) (audit.Latency, error) {
+	q, unit, err := q.Widen(time.Now())
+	if err := errors.Join(ctx.Err(), err); err != nil {
+		return audit.Latency{}, err
+	}
+	series, columns := map[[2]string]*audit.Histograms{}, map[time.Time]*audit.LatencyHistogram{}
+	for _, r := range s.Rows() {
+		if r.Event.Type != audit.TypeApplication || r.Event.Interaction != audit.InteractionTimings {
+			continue
+		}
+		list, err := audit.DecodeTimings(r.Event.Detail)
+		if err != nil {
+			return audit.Latency{}, fmt.Errorf("reading timings: %w", err)
+		}
+		at := r.Time().Truncate(unit)
+		if at.Before(q.From) || !at.Before(q.To) {
+			continue
+		}
+		for i := range list {
+			if q.Route != "" && q.Route != list[i].Route || q.Role != "" && q.Role != list[i].Role {
+				continue
+			}
+			var key [2]string
+			if q.ByRoute {
+				key[0] = list[i].Route
+			}
+			if q.ByRole {
+				key[1] = list[i].Role
+			}
+			if series[key] == nil {
+				series[key] = new(audit.Histograms)
+			}
+			series[key].Count(&list[i].Timing)
+			if q.Step == 0 {
+				continue
+			}
+			start := audit.BinStart(at, q.Step)
+			if columns[start] == nil {
+				columns[start] = new(audit.LatencyHistogram)
+			}
+			if us := list[i].Timing.Part(q.Part); us > 0 || q.Part == audit.PartTotal {
+				columns[start][audit.LatencyBucket(us)]++
+			}
+		}
+	}
+	l := audit.Latency{From: q.From, To: q.To}
+	for _, key := range slices.SortedFunc(maps.Keys(series), func(a, b [2]string) int { return slices.Compare(a[:], b[:]) }) {
+		for i, p := range audit.Parts() {
+			l.Series = append(l.Series, audit.NewLatencySeries(key[0], key[1], p, &series[key][i]))
+		}
+	}
+	for _, start := range slices.SortedFunc(maps.Keys(columns), time.Time.Compare) {
+		if c := audit.NewLatencyColumn(start, columns[start]); len(c.Cells) > 0 {
+			l.Columns = append(l.Columns, c)
+		}
+	}
+	return l, nil
 }

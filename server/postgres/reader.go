@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -53,28 +54,29 @@ func (r *trailReader) Find(ctx context.Context, q audit.Query) (audit.Found, err
 			return found, nil
 		}
 		// Not enough of the rows that were looked at fit: are there more?
-		sql, args = f.last()
-		rows, err = r.pool.Query(ctx, sql, args...)
-		if err != nil {
-			return found, bare("querying trail", err)
+		last, more, err := r.last(ctx, f)
+		if err != nil || !more {
+			return found, err
 		}
-		last, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p audit.Position, err error) {
-			err = row.Scan(&p.PartTime, (*[16]byte)(&p.ID))
-			p.PartTime = p.PartTime.UTC()
-			return p, err
-		})
-		if err != nil {
-			return found, bare("querying trail", err)
-		}
-		if len(last) == 0 {
-			return found, nil
-		}
-		q.After, found.Next = last[0], last[0]
+		q.After, found.Next = last, last
 		if time.Now().After(deadline) {
 			return found, nil
 		}
 		found.Next = audit.Position{}
 	}
+}
+
+// last returns the position of the last row that a statement may look at; more is false when it looks at all there are.
+func (r *trailReader) last(ctx context.Context, f *findSQL) (p audit.Position, more bool, err error) {
+	sql, args := f.last()
+	switch err := r.pool.QueryRow(ctx, sql, args...).Scan(&p.PartTime, (*[16]byte)(&p.ID)); {
+	case errors.Is(err, pgx.ErrNoRows):
+		return p, false, nil
+	case err != nil:
+		return p, false, bare("querying trail", err)
+	}
+	p.PartTime = p.PartTime.UTC()
+	return p, true, nil
 }
 
 // findSQL is a query's statement. Its text depends on which fields are asked for, never on their values. The conditions of
@@ -103,13 +105,12 @@ func (a *arguments) add(v any) string {
 
 func newFindSQL(q audit.Query) *findSQL {
 	f := &findSQL{order: "part_ts DESC, event_id DESC"}
-	// part_ts is the wall clock but for a clock that stepped, by at most a day either way: it prunes, recorded decides.
-	const slack = 25 * time.Hour
+	// part_ts prunes, see audit.Row.Time.
 	if !q.From.IsZero() {
-		f.path = append(f.path, "part_ts >= "+f.args.add(q.From.Add(-slack)))
+		f.path = append(f.path, "part_ts >= "+f.args.add(q.From.Add(-audit.ClockTolerance)))
 	}
 	if !q.To.IsZero() {
-		f.path = append(f.path, "part_ts < "+f.args.add(q.To.Add(slack)))
+		f.path = append(f.path, "part_ts < "+f.args.add(q.To.Add(audit.ClockTolerance)))
 	}
 	than := "<"
 	if q.Forward {
@@ -123,7 +124,7 @@ func newFindSQL(q audit.Query) *findSQL {
 	path := pathOf(q.Terms)
 	if path >= 0 {
 		t := &q.Terms[path]
-		f.path = append(f.path, termSQL(t, &f.args))
+		f.path = append(f.path, trail.term(t, &f.args))
 		if t.Field == audit.FieldPatient {
 			f.path = append(f.path, "patient <> ''") // as its index has it
 		}
@@ -131,14 +132,14 @@ func newFindSQL(q audit.Query) *findSQL {
 	f.pathArgs = len(f.args)
 	for i := range q.Terms {
 		if i != path {
-			f.others = append(f.others, termSQL(&q.Terms[i], &f.args))
+			f.others = append(f.others, trail.term(&q.Terms[i], &f.args))
 		}
 	}
 	if !q.From.IsZero() {
-		f.others = append(f.others, "recorded >= "+f.args.add(q.From))
+		f.others = append(f.others, when+" >= "+f.args.add(q.From))
 	}
 	if !q.To.IsZero() {
-		f.others = append(f.others, "recorded < "+f.args.add(q.To))
+		f.others = append(f.others, when+" < "+f.args.add(q.To))
 	}
 	if q.Text != "" {
 		f.others = append(f.others, `strpos(lower(concat_ws(' ', type, interaction, agent_user, client, network, array_to_string(roles, ' '),
@@ -183,74 +184,6 @@ func (f *findSQL) last() (string, []any) {
 const storedColumns = `stream, seq, part_ts, event_id, recorded, ingested_at, type, interaction, action, outcome, agent_user, client,
 	session, network, roles, purpose, patient, entity_type, entity_id, allowed, rule, reason, view, policy, request_id,
 	correlation, total_us, salt, leaf, body`
-
-// fieldColumns are the columns of the fields that have one of their own.
-var fieldColumns = map[audit.Field]string{
-	audit.FieldID: "event_id", audit.FieldRequest: "request_id", audit.FieldPatient: "patient", audit.FieldAgent: "agent_user",
-	audit.FieldClient: "client", audit.FieldSession: "session", audit.FieldNetwork: "network", audit.FieldType: "type",
-	audit.FieldInteraction: "interaction", audit.FieldAction: "action", audit.FieldOutcome: "coalesce(outcome, -1)",
-	audit.FieldPurpose: "purpose", audit.FieldRule: "rule", audit.FieldReason: "reason", audit.FieldView: "view",
-	audit.FieldPolicy: "policy", audit.FieldAllowed: "allowed", audit.FieldDuration: "total_us", audit.FieldStream: "stream",
-	audit.FieldSeq: "seq", audit.FieldCorrelation: "correlation",
-}
-
-// termSQL is the condition of a valid term.
-func termSQL(t *audit.Term, args *arguments) string {
-	not := ""
-	if t.Not {
-		not = " IS NOT TRUE" // a missing value is no value that fits
-	}
-	return "(" + fitsSQL(t, args) + ")" + not
-}
-
-func fitsSQL(t *audit.Term, args *arguments) string {
-	column := fieldColumns[t.Field]
-	switch kind, _ := t.Field.Kind(); kind {
-	case audit.KindNumber:
-		numbers := make([]int64, len(t.Values))
-		for i, v := range t.Values {
-			numbers[i], _ = strconv.ParseInt(v, 10, 64) // valid terms hold numbers
-		}
-		switch t.Op {
-		case audit.OpAtLeast:
-			return column + " >= " + args.add(numbers[0])
-		case audit.OpBelow:
-			return column + " < " + args.add(numbers[0])
-		}
-		return column + " = ANY (" + args.add(numbers) + "::bigint[])"
-	case audit.KindUUID:
-		ids := make([][16]byte, len(t.Values))
-		for i, v := range t.Values {
-			id, _ := audit.ParseID(v)
-			ids[i] = id
-		}
-		if len(ids) == 1 {
-			return column + " = " + args.add(ids[0])
-		}
-		return column + " = ANY (" + args.add(ids) + "::uuid[])"
-	}
-	values := make([]string, len(t.Values))
-	for i, v := range t.Values {
-		values[i] = projected(v)
-	}
-	list := map[audit.Field]string{
-		audit.FieldRole: "unnest(roles) v", audit.FieldClass: "unnest(classes) v", audit.FieldEntity: "unnest(entities) v",
-		audit.FieldEntityType: "(SELECT split_part(n, '/', 1) FROM unnest(entities) n) n(v)",
-	}[t.Field]
-	switch {
-	case t.Field == audit.FieldAllowed:
-		return "allowed::text = ANY (" + args.add(values) + "::text[])"
-	case list != "" && t.Op == audit.OpPrefix:
-		return "EXISTS (SELECT FROM " + list + ", unnest(" + args.add(values) + "::text[]) p WHERE starts_with(v, p))"
-	case list != "":
-		return "EXISTS (SELECT FROM " + list + " WHERE v = ANY (" + args.add(values) + "::text[]))"
-	case t.Op == audit.OpPrefix:
-		return "EXISTS (SELECT FROM unnest(" + args.add(values) + "::text[]) p WHERE starts_with(" + column + ", p))"
-	case len(values) == 1:
-		return column + " = " + args.add(values[0])
-	}
-	return column + " = ANY (" + args.add(values) + "::text[])"
-}
 
 func scanStored(row pgx.CollectableRow) (audit.Stored, error) {
 	var s audit.Stored

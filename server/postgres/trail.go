@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -37,6 +38,15 @@ type trailStorage struct {
 	buffers sync.Pool    // of *copyData
 
 	quarantined atomic.Uint64
+	patience    time.Duration // how long a call may take before the connection counts as dead; trailPatience when 0
+}
+
+// trailPatience is longer than any statement may run: what takes longer waits for an answer that the network has swallowed.
+const trailPatience = writerTimeout + 5*time.Second
+
+// bounded is ctx with an end. The shipper has none, and a connection can be dead without anybody noticing.
+func (s *trailStorage) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, cmp.Or(s.patience, trailPatience))
 }
 
 var (
@@ -69,6 +79,8 @@ func (s *trailStorage) ensurePartitions(ctx context.Context) error {
 
 // Head implements audit.Storage.
 func (s *trailStorage) Head(ctx context.Context, stream audit.StreamID) (uint64, audit.Hash, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	var next *int64
 	var chain []byte
 	if err := s.pool.QueryRow(ctx, `SELECT next, chain FROM audit_head($1)`, [16]byte(stream)).Scan(&next, &chain); err != nil {
@@ -89,14 +101,20 @@ func (s *trailStorage) Ingest(ctx context.Context, b audit.Batch) error {
 	if len(b.Rows) == 0 {
 		return nil
 	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	for i := range b.Rows {
 		if b.Rows[i].Seq != b.First+uint64(i) {
 			return fmt.Errorf("ingesting batch: rows are not contiguous: %w", audit.ErrChain)
 		}
 	}
-	err := s.ingest(ctx, b, false)
+	err := s.ingest(ctx, b, false, true)
 	if poison(err) {
-		err = s.ingest(ctx, b, true)
+		err = s.ingest(ctx, b, true, true)
+	}
+	if errors.Is(err, errUncounted) {
+		s.logger.ErrorContext(ctx, "audit batch stored and not counted in rollups: rebuild them", "error", err)
+		err = s.ingest(ctx, b, true, false)
 	}
 	if err != nil {
 		return err
@@ -108,8 +126,8 @@ func (s *trailStorage) Ingest(ctx context.Context, b audit.Batch) error {
 	return nil
 }
 
-// ingest stores a batch; rows that the table refuses are an errPoison, or quarantined.
-func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, quarantine bool) error {
+// ingest stores a batch; rows that the table refuses are an errPoison, or quarantined. What the rollups refuse is errUncounted.
+func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, quarantine, count bool) error {
 	tx, err := s.pool.Begin(ctx)
 	if err != nil {
 		return bare("beginning ingest", err)
@@ -129,14 +147,19 @@ func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, quarantine boo
 		}
 		return bare("inserting manifest", err)
 	}
-	quarantined := 0
+	quarantined, counted := 0, newRollup()
 	if quarantine {
-		quarantined, err = s.bisectRows(ctx, tx, b.Stream, b.Rows)
+		quarantined, err = s.bisectRows(ctx, tx, b.Stream, b.Rows, counted)
 	} else {
-		err = s.copyRows(ctx, tx, b.Stream, b.Rows)
+		err = s.copyRows(ctx, tx, b.Stream, b.Rows, counted)
 	}
 	if err != nil {
 		return err
+	}
+	if count {
+		if err := counted.store(ctx, tx); err != nil {
+			return err
+		}
 	}
 	if err := tx.Commit(ctx); err != nil {
 		return bare("committing batch", err)
@@ -296,8 +319,8 @@ func projected(s string) string {
 	return s[:end]
 }
 
-// copyRows stores rows with one COPY.
-func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row) error {
+// copyRows stores rows with one COPY and counts them.
+func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row, counted *rollup) error {
 	data, _ := s.buffers.Get().(*copyData)
 	if data == nil {
 		data = new(copyData)
@@ -315,30 +338,39 @@ func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.Str
 		if tag.RowsAffected() != int64(len(rows)) {
 			return fmt.Errorf("copying rows: %d of %d were stored", tag.RowsAffected(), len(rows))
 		}
+		for i := range rows {
+			counted.add(rows[i].Time(), &rows[i].Event, 1)
+			counted.addTimings(rows[i].Time(), &rows[i].Event)
+		}
 		return nil
 	}
-	// Data exceptions, constraints, and limits of the program: not the state of the server.
-	switch state := sqlState(err); {
-	case strings.HasPrefix(state, "22"), strings.HasPrefix(state, "23"), strings.HasPrefix(state, "54"):
-		return errPoison{state}
+	if refusedData(err) {
+		return errPoison{sqlState(err)}
 	}
 	return bare("copying rows", err)
 }
 
+// refusedData reports whether an error is about the data (data exceptions, constraints, limits of the program), not about the
+// state of the server.
+func refusedData(err error) bool {
+	state := sqlState(err)
+	return strings.HasPrefix(state, "22") || strings.HasPrefix(state, "23") || strings.HasPrefix(state, "54")
+}
+
 // bisectRows stores rows and quarantines those that the table refuses, halving the run around each of them.
-func (s *trailStorage) bisectRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row) (quarantined int, err error) {
+func (s *trailStorage) bisectRows(ctx context.Context, tx pgx.Tx, stream audit.StreamID, rows []audit.Row, counted *rollup) (quarantined int, err error) {
 	var refused errPoison
-	err = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error { return s.copyRows(ctx, savepoint, stream, rows) })
+	err = pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error { return s.copyRows(ctx, savepoint, stream, rows, counted) })
 	switch {
 	case !errors.As(err, &refused):
 		return 0, err
 	case len(rows) > 1:
 		half := len(rows) / 2
-		left, err := s.bisectRows(ctx, tx, stream, rows[:half])
+		left, err := s.bisectRows(ctx, tx, stream, rows[:half], counted)
 		if err != nil {
 			return 0, err
 		}
-		right, err := s.bisectRows(ctx, tx, stream, rows[half:])
+		right, err := s.bisectRows(ctx, tx, stream, rows[half:], counted)
 		return left + right, err
 	}
 	r := &rows[0]

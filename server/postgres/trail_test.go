@@ -347,7 +347,7 @@ func TestRowsFitTheirManifest(t *testing.T) {
 					SELECT $1, 3, 5, chain, sha256('') FROM audit_head($1)`, [16]byte(b.Stream)); err != nil {
 					return err
 				}
-				return (&trailStorage{}).copyRows(ctx, tx, b.Stream, rows(b))
+				return (&trailStorage{}).copyRows(ctx, tx, b.Stream, rows(b), newRollup())
 			})
 			if err == nil || !strings.Contains(err.Error(), "CKA04") {
 				t.Errorf("rows %s as %q: %v, want CKA04", what, role, err)
@@ -356,7 +356,7 @@ func TestRowsFitTheirManifest(t *testing.T) {
 		// Of another stream.
 		b := batchOf(t, audit.StreamID(random16()), 0, audit.Hash{}, 4)
 		err := pgx.BeginFunc(ctx, connect(t, name, "chartkeep_audit_writer"), func(tx pgx.Tx) error {
-			return (&trailStorage{}).copyRows(ctx, tx, b.Stream, b.Rows)
+			return (&trailStorage{}).copyRows(ctx, tx, b.Stream, b.Rows, newRollup())
 		})
 		if err == nil || !strings.Contains(err.Error(), "CKA04") {
 			t.Errorf("rows of another stream: %v, want CKA04", err)

@@ -1,3 +1,4 @@
+-- What officers' queries need beside the rows: the classes as a column, and rollups.
 SET LOCAL ROLE chartkeep_audit_owner;
 
 -- The PHI classes that an event touched, like every column but body a projection. Events that were stored before this column
@@ -5,4 +6,120 @@ SET LOCAL ROLE chartkeep_audit_owner;
 ALTER TABLE audit_event ADD COLUMN classes text[] NOT NULL DEFAULT '{}';
 CREATE OR REPLACE VIEW audit_trail AS SELECT * FROM audit_event;
 
+-- Rollups are derived data: how many events of each kind an hour and a day have, by the wall clock of the event (recorded), so
+-- that facets and histograms of a long time need not count rows. They are no evidence: nobody verifies them, anybody may
+-- recompute them from the rows (audit_rebuild_rollups; chartkeep audit rebuild), and a test does. They are written in the
+-- transaction that stores the rows, so they count each row once. Quarantined rows are in none.
+--
+-- All combinations of all properties would be nearly as many as there are rows. So there are two rollups, of properties that go
+-- together: what was done, and who did it why. Both know how it ended. key is a hash of the properties, for a small
+-- unique index.
+CREATE TABLE audit_rollup_deed (
+  daily        boolean     NOT NULL, -- of a day (UTC); otherwise of an hour
+  at           timestamptz NOT NULL,
+  key          bytea       NOT NULL,
+  type         text        NOT NULL,
+  interaction  text        NOT NULL,
+  action       text        NOT NULL,
+  entity_types text[]      NOT NULL, -- each once, in order
+  outcome      smallint    NOT NULL, -- -1 is an intent
+  allowed      boolean     NOT NULL,
+  reason       text        NOT NULL,
+  events       bigint      NOT NULL,
+  PRIMARY KEY (daily, at, key)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE TABLE audit_rollup_actor (
+  daily   boolean     NOT NULL,
+  at      timestamptz NOT NULL,
+  key     bytea       NOT NULL,
+  client  text        NOT NULL,
+  roles   text[]      NOT NULL,
+  purpose text        NOT NULL,
+  view    text        NOT NULL,
+  outcome smallint    NOT NULL,
+  allowed boolean     NOT NULL,
+  reason  text        NOT NULL,
+  events  bigint      NOT NULL,
+  PRIMARY KEY (daily, at, key)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+
+-- How long requests took, from the events that carry late timings. Each part is a histogram in one number: the count of bucket i
+-- (audit.LatencyBucket) takes twelve decimal digits, from 10^(12 i) on. So the sum of numbers is the sum of histograms, and
+-- empty buckets at either end take no room.
+CREATE TABLE audit_rollup_latency (
+  hourly   boolean     NOT NULL, -- of an hour; otherwise of a minute
+  at       timestamptz NOT NULL,
+  route    text        NOT NULL,
+  role     text        NOT NULL,
+  total    numeric     NOT NULL,
+  auth     numeric     NOT NULL,
+  decision numeric     NOT NULL,
+  database numeric     NOT NULL,
+  crypto   numeric     NOT NULL,
+  audit    numeric     NOT NULL,
+  PRIMARY KEY (hourly, at, route, role)
+) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE FUNCTION audit_rollup_key(VARIADIC properties text[]) RETURNS bytea LANGUAGE sql STABLE
+  SET search_path = pg_catalog, pg_temp AS $$ SELECT substring(sha256(convert_to(properties::text, 'UTF8')) FOR 16) $$;
+
+-- Adds what the rows of a batch count to: hours are numbers of hours since 1970, minutes likewise. Everybody takes the rollups'
+-- rows in the same order, last thing before COMMIT: nobody waits for long, and no two for each other.
+CREATE FUNCTION audit_roll(deeds json, actors json, latencies json) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $$
+BEGIN
+  INSERT INTO audit_rollup_deed AS r
+  SELECT daily, g.at, audit_rollup_key(type, interaction, action, entity_types::text, outcome::text, allowed::text, reason),
+         type, interaction, action, entity_types, outcome, allowed, reason, sum(events)
+  FROM json_to_recordset(deeds) AS d(hour bigint, type text, interaction text, action text, entity_types text[], outcome smallint,
+                                     allowed boolean, reason text, events bigint),
+       LATERAL (VALUES (false, to_timestamp(hour * 3600)), (true, date_trunc('day', to_timestamp(hour * 3600)))) g(daily, at)
+  GROUP BY daily, g.at, type, interaction, action, entity_types, outcome, allowed, reason
+  ORDER BY 1, 2, 3
+  ON CONFLICT (daily, at, key) DO UPDATE SET events = r.events + excluded.events;
+
+  INSERT INTO audit_rollup_actor AS r
+  SELECT daily, g.at, audit_rollup_key(client, roles::text, purpose, view, outcome::text, allowed::text, reason),
+         client, roles, purpose, view, outcome, allowed, reason, sum(events)
+  FROM json_to_recordset(actors) AS d(hour bigint, client text, roles text[], purpose text, view text, outcome smallint,
+                                      allowed boolean, reason text, events bigint),
+       LATERAL (VALUES (false, to_timestamp(hour * 3600)), (true, date_trunc('day', to_timestamp(hour * 3600)))) g(daily, at)
+  GROUP BY daily, g.at, client, roles, purpose, view, outcome, allowed, reason
+  ORDER BY 1, 2, 3
+  ON CONFLICT (daily, at, key) DO UPDATE SET events = r.events + excluded.events;
+
+  INSERT INTO audit_rollup_latency AS r
+  SELECT hourly, g.at, route, role, sum(total), sum(auth), sum(decision), sum(database), sum(crypto), sum(audit)
+  FROM json_to_recordset(latencies) AS d(minute bigint, route text, role text, total numeric, auth numeric, decision numeric,
+                                         database numeric, crypto numeric, audit numeric),
+       LATERAL (VALUES (false, to_timestamp(minute * 60)), (true, date_trunc('hour', to_timestamp(minute * 60)))) g(hourly, at)
+  GROUP BY hourly, g.at, route, role
+  ORDER BY 1, 2, 3, 4
+  ON CONFLICT (hourly, at, route, role) DO UPDATE
+  SET total = r.total + excluded.total, auth = r.auth + excluded.auth, decision = r.decision + excluded.decision,
+      database = r.database + excluded.database, crypto = r.crypto + excluded.crypto, audit = r.audit + excluded.audit;
+END $$;
+
+-- Minutes are for looking at the last days; hours stay.
+CREATE FUNCTION audit_trim_rollups() RETURNS bigint LANGUAGE sql SECURITY DEFINER
+  SET search_path = pg_catalog, public, pg_temp AS $$
+  WITH gone AS (DELETE FROM audit_rollup_latency WHERE NOT hourly AND at < now() - interval '8 days' RETURNING 1)
+  SELECT count(*) FROM gone
+$$;
+
+-- Empties the rollups from the oldest stored event on, in a transaction that then fills them again from the rows; ingest waits at its
+-- own roll meanwhile, and what it stores is counted after that. What is older keeps its counts: its rows are gone.
+CREATE FUNCTION audit_reset_rollups(OUT since timestamptz) LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $$
+BEGIN
+  LOCK TABLE audit_rollup_deed, audit_rollup_actor, audit_rollup_latency IN SHARE ROW EXCLUSIVE MODE;
+  SELECT date_trunc('month', min(part_ts)) INTO since FROM audit_event;
+  DELETE FROM audit_rollup_deed WHERE at >= since;
+  DELETE FROM audit_rollup_actor WHERE at >= since;
+  DELETE FROM audit_rollup_latency WHERE at >= since;
+END $$;
+
+GRANT EXECUTE ON FUNCTION audit_roll, audit_trim_rollups, audit_reset_rollups TO chartkeep_audit_writer;
+GRANT SELECT ON audit_rollup_deed, audit_rollup_actor, audit_rollup_latency TO chartkeep_audit_reader;
 RESET ROLE;

@@ -1,0 +1,334 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/chartkeep/chartkeep/audit"
+)
+
+// relation is what a query is answered from: which fields it knows, as expressions of one value or of an array of values, and
+// how it tells when an event happened.
+type relation struct {
+	name    string
+	columns map[audit.Field]string
+	lists   map[audit.Field]string
+}
+
+// when is the SQL of audit.Row.Time.
+const when = `(CASE WHEN recorded - part_ts BETWEEN interval '-10 seconds' AND interval '10 seconds' THEN recorded ELSE part_ts END)`
+
+// The trail itself, and its rollups.
+var (
+	trail = &relation{
+		"audit_trail",
+		map[audit.Field]string{
+			audit.FieldID: "event_id", audit.FieldRequest: "request_id", audit.FieldPatient: "patient", audit.FieldAgent: "agent_user",
+			audit.FieldClient: "client", audit.FieldSession: "session", audit.FieldNetwork: "network", audit.FieldType: "type",
+			audit.FieldInteraction: "interaction", audit.FieldAction: "action", audit.FieldOutcome: "coalesce(outcome, -1)",
+			audit.FieldPurpose: "purpose", audit.FieldRule: "rule", audit.FieldReason: "reason", audit.FieldView: "view",
+			audit.FieldPolicy: "policy", audit.FieldAllowed: "allowed", audit.FieldDuration: "total_us", audit.FieldStream: "stream",
+			audit.FieldSeq: "seq", audit.FieldCorrelation: "correlation",
+		},
+		map[audit.Field]string{
+			audit.FieldRole: "roles", audit.FieldClass: "classes", audit.FieldEntity: "entities",
+			audit.FieldEntityType: "ARRAY(SELECT split_part(n, '/', 1) FROM unnest(entities) n)",
+		},
+	}
+	deeds = &relation{
+		"audit_rollup_deed",
+		map[audit.Field]string{
+			audit.FieldType: "type", audit.FieldInteraction: "interaction", audit.FieldAction: "action", audit.FieldOutcome: "outcome",
+			audit.FieldAllowed: "allowed", audit.FieldReason: "reason",
+		},
+		map[audit.Field]string{audit.FieldEntityType: "entity_types"},
+	}
+	actors = &relation{
+		"audit_rollup_actor",
+		map[audit.Field]string{
+			audit.FieldClient: "client", audit.FieldPurpose: "purpose", audit.FieldView: "view", audit.FieldOutcome: "outcome",
+			audit.FieldAllowed: "allowed", audit.FieldReason: "reason",
+		},
+		map[audit.Field]string{audit.FieldRole: "roles"},
+	}
+)
+
+func (r *relation) has(f audit.Field) bool { return r.columns[f] != "" || r.lists[f] != "" }
+
+// term is the condition of a valid term.
+func (r *relation) term(t *audit.Term, args *arguments) string {
+	if t.Not {
+		return "(" + r.fits(t, args) + ") IS NOT TRUE" // no value is no value that fits
+	}
+	return r.fits(t, args)
+}
+
+func (r *relation) fits(t *audit.Term, args *arguments) string {
+	column := r.columns[t.Field]
+	kind, _ := t.Field.Kind()
+	switch {
+	case kind == audit.NumberField:
+		numbers := make([]int64, len(t.Values))
+		for i, v := range t.Values {
+			numbers[i], _ = strconv.ParseInt(v, 10, 64) // a valid term holds numbers
+		}
+		switch t.Op {
+		case audit.OpAtLeast:
+			return column + " >= " + args.add(numbers[0]) + "::bigint"
+		case audit.OpBelow:
+			return column + " < " + args.add(numbers[0]) + "::bigint"
+		}
+		return column + " = ANY (" + args.add(numbers) + "::bigint[])"
+	case kind == audit.UUIDField:
+		ids := make([][16]byte, len(t.Values))
+		for i, v := range t.Values {
+			id, _ := audit.ParseID(v) // a valid term holds ids
+			ids[i] = id
+		}
+		if len(ids) == 1 {
+			return column + " = " + args.add(ids[0])
+		}
+		return column + " = ANY (" + args.add(ids) + "::uuid[])"
+	case t.Field == audit.FieldAllowed:
+		return column + "::text = ANY (" + args.add(t.Values) + "::text[])"
+	}
+	values := make([]string, len(t.Values))
+	for i, v := range t.Values {
+		values[i] = projected(v)
+	}
+	list := r.lists[t.Field]
+	switch {
+	case list != "" && t.Op == audit.OpPrefix:
+		return "EXISTS (SELECT FROM unnest(" + list + ") v, unnest(" + args.add(values) + "::text[]) p WHERE starts_with(v, p))"
+	case list != "":
+		return list + " && " + args.add(values) + "::text[]"
+	case t.Op == audit.OpPrefix:
+		return "EXISTS (SELECT FROM unnest(" + args.add(values) + "::text[]) p WHERE starts_with(" + column + ", p))"
+	case len(values) == 1:
+		return column + " = " + args.add(values[0])
+	}
+	return column + " = ANY (" + args.add(values) + "::text[])"
+}
+
+// part is a share of what a query counts: whole hours out of a rollup, or rows of the trail.
+type part struct {
+	of   *relation
+	from string // FROM item of all that fits, with how many events each stands for (events) and when they happened (at)
+	args arguments
+	rows *findSQL // nil for a rollup
+}
+
+// parts divides a query between a rollup, for the whole hours, and the rows before and after them. Without a rollup, or without a
+// whole hour, all are rows. With days, a rollup's days may stand for their hours.
+func parts(q audit.Query, rollup *relation, days bool) []part {
+	first, last := q.From, q.To
+	if !first.IsZero() {
+		first = first.Add(time.Hour - 1).Truncate(time.Hour)
+	}
+	if !last.IsZero() {
+		last = last.Truncate(time.Hour)
+	}
+	if rollup == nil || !first.IsZero() && !last.IsZero() && !first.Before(last) {
+		return []part{rowsOf(q)}
+	}
+	all := []part{rolled(q, rollup, first, last, days)}
+	if !first.Equal(q.From) {
+		before := q
+		before.To = first
+		all = append(all, rowsOf(before))
+	}
+	if !last.Equal(q.To) {
+		after := q
+		after.From = last
+		all = append(all, rowsOf(after))
+	}
+	return all
+}
+
+// rowsOf are the newest rows of a query.
+func rowsOf(q audit.Query) part {
+	q.After, q.Forward = audit.Position{}, false
+	f := newFindSQL(q)
+	return part{
+		of: trail, rows: f, args: f.args,
+		from: `(SELECT *, 1::bigint AS events, ` + when + ` AS at FROM (` + f.scanned("*", findScan) + `) scanned WHERE ` + f.others.String() + `) fitting`,
+	}
+}
+
+// rolled are a rollup's hours in [first, last); zero does not restrict.
+func rolled(q audit.Query, rollup *relation, first, last time.Time, days bool) part {
+	p := part{of: rollup}
+	where := conditions{}
+	for i := range q.Terms {
+		where = append(where, rollup.term(&q.Terms[i], &p.args))
+	}
+	span := func(daily bool, from, to time.Time) string {
+		c := conditions{"daily = " + strconv.FormatBool(daily)}
+		if !from.IsZero() {
+			c = append(c, "at >= "+p.args.add(from))
+		}
+		if !to.IsZero() {
+			c = append(c, "at < "+p.args.add(to))
+		}
+		return "(" + c.String() + ")"
+	}
+	const day = 24 * time.Hour
+	firstDay, lastDay := first, last
+	if !first.IsZero() {
+		firstDay = first.Add(day - 1).Truncate(day)
+	}
+	if !last.IsZero() {
+		lastDay = last.Truncate(day)
+	}
+	var spans []string
+	if !days || !first.IsZero() && !last.IsZero() && !firstDay.Before(lastDay) {
+		spans = append(spans, span(false, first, last))
+	} else {
+		spans = append(spans, span(true, firstDay, lastDay))
+		if first.Before(firstDay) {
+			spans = append(spans, span(false, first, firstDay))
+		}
+		if lastDay.Before(last) {
+			spans = append(spans, span(false, lastDay, last))
+		}
+	}
+	p.from = rollup.name + ` WHERE (` + strings.Join(spans, " OR ") + `) AND ` + where.String()
+	return p
+}
+
+// Facets implements audit.Reader. What a rollup knows is counted in full; what it does not know is counted among the newest rows.
+func (r *trailReader) Facets(ctx context.Context, q audit.Query, fields []audit.Field, top int) ([]audit.Facet, error) {
+	if err := errors.Join(q.Validate(), audit.ValidateFacets(fields)); err != nil {
+		return nil, fmt.Errorf("counting trail: %w", err)
+	}
+	counts := make(map[audit.Field]map[string]int64, len(fields))
+	partial := map[audit.Field]bool{}
+	by := map[*relation][]audit.Field{}
+	for _, f := range fields {
+		counts[f] = map[string]int64{}
+		rollup := rollupFor(&q, f)
+		by[rollup] = append(by[rollup], f)
+	}
+	for rollup, fields := range by {
+		for _, p := range parts(q, rollup, true) {
+			if err := r.facets(ctx, &p, fields, counts); err != nil {
+				return nil, err
+			}
+			more, err := r.more(ctx, &p)
+			if err != nil {
+				return nil, err
+			}
+			for _, f := range fields {
+				partial[f] = partial[f] || more
+			}
+		}
+	}
+	facets := make([]audit.Facet, len(fields))
+	for i, f := range fields {
+		facets[i] = audit.NewFacet(f, counts[f], top, !partial[f])
+	}
+	return facets, nil
+}
+
+// rollupFor is the rollup that knows a query's fields and these; nil when there is none.
+func rollupFor(q *audit.Query, fields ...audit.Field) *relation {
+	for _, rollup := range []*relation{deeds, actors} {
+		knows := q.Text == ""
+		for i := range q.Terms {
+			knows = knows && rollup.has(q.Terms[i].Field)
+		}
+		for _, f := range fields {
+			knows = knows && rollup.has(f)
+		}
+		if knows {
+			return rollup
+		}
+	}
+	return nil
+}
+
+// facets adds the counts of a part.
+func (r *trailReader) facets(ctx context.Context, p *part, fields []audit.Field, counts map[audit.Field]map[string]int64) error {
+	var columns, counted []string
+	for i, f := range fields {
+		name := "f" + strconv.Itoa(i)
+		if list := p.of.lists[f]; list != "" {
+			columns = append(columns, list+" AS "+name)
+			counted = append(counted, fmt.Sprintf(`SELECT %d, v, sum(events)::bigint FROM cells, LATERAL (SELECT DISTINCT v FROM unnest(%s) v) l GROUP BY 2`, i, name))
+			continue
+		}
+		columns = append(columns, p.of.columns[f]+" AS "+name)
+		counted = append(counted, fmt.Sprintf(`SELECT %d, %s::text, sum(events)::bigint FROM cells WHERE %[2]s IS NOT NULL GROUP BY %[2]s`, i, name))
+	}
+	rows, err := r.pool.Query(ctx, `WITH cells AS MATERIALIZED (SELECT `+strings.Join(columns, ", ")+`, events FROM `+p.from+`) `+
+		strings.Join(counted, " UNION ALL "), p.args...)
+	if err != nil {
+		return bare("counting trail", err)
+	}
+	var i int
+	var value string
+	var n int64
+	if _, err = pgx.ForEachRow(rows, []any{&i, &value, &n}, func() error {
+		if kind, _ := fields[i].Kind(); kind == audit.UUIDField {
+			value = strings.ReplaceAll(value, "-", "")
+		}
+		counts[fields[i]][value] += n
+		return nil
+	}); err != nil {
+		return bare("counting trail", err)
+	}
+	return nil
+}
+
+// more reports whether there are rows beyond those that a part looks at.
+func (r *trailReader) more(ctx context.Context, p *part) (bool, error) {
+	if p.rows == nil {
+		return false, nil
+	}
+	_, more, err := r.last(ctx, p.rows)
+	return more, err
+}
+
+// Histogram implements audit.Reader.
+func (r *trailReader) Histogram(ctx context.Context, q audit.Query, step time.Duration) (audit.Histogram, error) {
+	if err := q.Validate(); err != nil {
+		return audit.Histogram{}, fmt.Errorf("counting trail: %w", err)
+	}
+	h, err := audit.NewHistogram(&q, step)
+	if err != nil {
+		return h, fmt.Errorf("counting trail: %w", err)
+	}
+	var rollup *relation
+	if step%time.Hour == 0 {
+		rollup = rollupFor(&q)
+	}
+	for _, p := range parts(q, rollup, step%(24*time.Hour) == 0) {
+		rows, err := r.pool.Query(ctx, `SELECT date_bin(`+p.args.add(step)+`, at, 'epoch'), sum(events)::bigint,
+			coalesce(sum(events) FILTER (WHERE NOT allowed AND reason <> ''), 0)::bigint,
+			coalesce(sum(events) FILTER (WHERE outcome >= 8), 0)::bigint FROM `+p.from+` GROUP BY 1`, p.args...)
+		if err != nil {
+			return h, bare("counting trail", err)
+		}
+		var b audit.Bin
+		if _, err := pgx.ForEachRow(rows, []any{&b.Start, &b.Events, &b.Denied, &b.Failed}, func() error {
+			if bin := h.Bin(b.Start, step); bin != nil {
+				bin.Events, bin.Denied, bin.Failed = bin.Events+b.Events, bin.Denied+b.Denied, bin.Failed+b.Failed
+			}
+			return nil
+		}); err != nil {
+			return h, bare("counting trail", err)
+		}
+		more, err := r.more(ctx, &p)
+		if err != nil {
+			return h, err
+		}
+		h.Complete = h.Complete && !more
+	}
+	return h, nil
+}

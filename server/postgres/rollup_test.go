@@ -1,0 +1,201 @@
+package postgres
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/audit/audittest"
+)
+
+// varied makes batches of a stream, with events of many kinds over a few days, clocks that step, timings and poison.
+func varied(t testing.TB, random *rand.Rand, stream audit.StreamID, batches, rows int) []audit.Batch {
+	t.Helper()
+	pick := func(list ...string) string { return list[random.IntN(len(list))] }
+	some := func(list ...string) []string {
+		return slices.Clone(list[random.IntN(len(list)):])
+	}
+	var all []audit.Batch
+	var prev audit.Hash
+	for b := range batches {
+		batch := audit.Batch{Stream: stream, First: uint64(b * rows), Prev: prev, Chain: audit.Hash(randomBytes(32))}
+		prev = batch.Chain
+		for i := range rows {
+			part := noon.Add(-time.Duration(random.IntN(60*3600)) * time.Second)
+			e := audit.Event{
+				Type: audit.TypeREST, Interaction: pick("read", "search-type", "create"), Action: audit.Action(pick("R", "E", "C")[0]),
+				Outcome: []audit.Outcome{audit.Intent, 0, 0, 4, 8}[random.IntN(5)], Patient: pick("", "p-1", "p-2"), Purpose: pick("TREAT", ""),
+				Agent:    audit.Agent{User: fmt.Sprint("u-", random.IntN(9)), Client: pick("app", "portal", ""), Roles: some("nurse", "clinician", "nurse")},
+				Decision: audit.Decision{Allowed: random.IntN(2) == 0, Reason: pick("allowed", "scope-missing", ""), View: pick("full", "", "demographics")},
+				Recorded: part.Add(time.Duration(random.IntN(4_000)) * time.Millisecond), Classes: some("name", "clinical", "narrative"),
+				RequestID: fmt.Sprint("r-", random.IntN(50)), Timing: audit.Timing{Total: random.Uint32N(900)},
+			}
+			for _, kind := range some("Patient", "Observation", "Patient", "Condition") {
+				e.Entities = append(e.Entities, audit.Entity{Type: kind, ID: fmt.Sprint(random.IntN(5))})
+			}
+			switch random.IntN(12) {
+			case 0: // a clock that had stepped
+				e.Recorded = part.Add(time.Duration(random.IntN(200)-100) * time.Hour)
+			case 1:
+				e = audit.Event{Type: audit.TypeApplication, Interaction: audit.InteractionTimings, Recorded: e.Recorded, Detail: audit.AppendTimings(nil, []audit.Timed{
+					{RequestID: "r", Route: pick("/fhir/R4/:type/:id", "/v1/audit/events"), Role: pick("clinician", ""), Status: 200, Timing: audit.Timing{
+						Total: random.Uint32N(1 << random.IntN(30)), Auth: random.Uint32N(40), Crypto: random.Uint32N(300), Database: random.Uint32()}},
+					{Route: "/fhir/R4/:type", Role: "nurse", Timing: audit.Timing{Total: 1, Audit: 7}},
+				})}
+			case 2:
+				e.Agent.Client, e.Agent.Roles, e.Decision.Reason = "zero\x00 \xff", []string{"", "a,b", `"{}"`}, `back\slash`
+			}
+			batch.Rows = append(batch.Rows, rowOf(t, batch.First+uint64(i), part.Truncate(time.Minute), e))
+		}
+		if b%3 == 1 { // what no column holds goes to the quarantine, and into no count
+			batch.Rows[rows/2].Event.Recorded = time.Date(-100_000, 1, 1, 0, 0, 0, 0, time.UTC)
+		}
+		all = append(all, batch)
+	}
+	return all
+}
+
+// dump is what the rollups hold, without what depends on the order of writing.
+func dump(t testing.TB, name string) (lines []string) {
+	t.Helper()
+	admin := connect(t, name, "")
+	for _, table := range []string{"audit_rollup_deed", "audit_rollup_actor", "audit_rollup_latency"} {
+		rows, err := admin.Query(t.Context(), `SELECT r::text FROM `+table+` r ORDER BY 1`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			var line string
+			if err := rows.Scan(&line); err != nil {
+				t.Fatal(err)
+			}
+			lines = append(lines, table+" "+line)
+		}
+		if rows.Err() != nil {
+			t.Fatal(rows.Err())
+		}
+	}
+	return lines
+}
+
+// TestRollupsAreRecounts: what several instances count while they store rows is what a recount from the rows gives, and facets,
+// histograms and latencies are the same from rollups as one by one in memory.
+func TestRollupsAreRecounts(t *testing.T) {
+	db, name := open(t)
+	ctx := t.Context()
+	random := rand.New(rand.NewPCG(7, 11))
+	memory := &audittest.Storage{}
+	var wg sync.WaitGroup
+	for s := range 4 {
+		stream := audit.StreamID{byte(s + 1)}
+		batches := varied(t, random, stream, 6, 80)
+		for _, b := range batches {
+			for _, r := range b.Rows {
+				if r.Event.Recorded.Year() > 0 {
+					memory.Plant(audit.Stored{Row: r, Stream: stream})
+				}
+			}
+		}
+		wg.Go(func() {
+			for i, b := range batches {
+				if err := db.Audit().Ingest(ctx, b); err != nil {
+					t.Errorf("ingesting: %v", err)
+				}
+				if i == 2 { // a replay counts nothing
+					_ = db.Audit().Ingest(ctx, b)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	counted := dump(t, name)
+	if len(counted) < 100 {
+		t.Fatalf("%d rows in the rollups", len(counted))
+	}
+	if err := db.RebuildRollups(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if recount := dump(t, name); !slices.Equal(counted, recount) {
+		t.Errorf("%d rows in the rollups, %d after a recount, or others", len(counted), len(recount))
+	}
+	admin := connect(t, name, "")
+	must(t, admin, `UPDATE audit_rollup_deed SET events = events + 1`)
+	must(t, admin, `DELETE FROM audit_rollup_latency`)
+	if err := db.RebuildRollups(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if recount := dump(t, name); !slices.Equal(counted, recount) {
+		t.Error("a recount does not put right what was changed")
+	}
+
+	all := func(r *rapid.T, label string, q audit.Query) {
+		from, err := db.Trail().Facets(ctx, q, []audit.Field{
+			audit.FieldType, audit.FieldInteraction, audit.FieldAction, audit.FieldOutcome, audit.FieldAllowed, audit.FieldReason, audit.FieldEntityType,
+			audit.FieldClient, audit.FieldRole, audit.FieldPurpose, audit.FieldView, audit.FieldPatient, audit.FieldClass, audit.FieldAgent, audit.FieldStream, audit.FieldEntity,
+		}, 0)
+		if err != nil {
+			r.Fatalf("%s: %v", label, err)
+		}
+		for _, f := range from {
+			want, err := memory.Facets(ctx, q, []audit.Field{f.Field}, 0)
+			if err != nil || !f.Complete || !reflect.DeepEqual(f.Values, want[0].Values) {
+				r.Fatalf("%s: facet %s\n%v, want\n%v (%v)", label, f.Field, f.Values, want[0].Values, err)
+			}
+		}
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		q := audit.Query{}
+		at := rapid.Custom(func(r *rapid.T) time.Time {
+			return noon.Add(rapid.SampledFrom([]time.Duration{time.Hour, time.Minute, 24 * time.Hour, 1}).Draw(r, "unit") * time.Duration(rapid.IntRange(-80, 5).Draw(r, "ago")))
+		})
+		if rapid.Bool().Draw(r, "from?") {
+			q.From = at.Draw(r, "from")
+		}
+		if rapid.Bool().Draw(r, "to?") {
+			q.To = at.Draw(r, "to")
+		}
+		if q.To.Before(q.From) && !q.To.IsZero() {
+			q.From, q.To = q.To, q.From
+		}
+		values := map[audit.Field][]string{
+			audit.FieldInteraction: {"read", "create"}, audit.FieldOutcome: {"-1", "8"}, audit.FieldAllowed: {"true"}, audit.FieldRole: {"nurse", ""},
+			audit.FieldClient: {"portal"}, audit.FieldEntityType: {"Patient"}, audit.FieldReason: {"allowed", `back\slash`}, audit.FieldPatient: {"p-1"},
+		}
+		for _, f := range rapid.SliceOfNDistinct(rapid.SampledFrom([]audit.Field{
+			audit.FieldInteraction, audit.FieldOutcome, audit.FieldAllowed, audit.FieldRole, audit.FieldClient, audit.FieldEntityType, audit.FieldReason, audit.FieldPatient,
+		}), 0, 2, rapid.ID[audit.Field]).Draw(r, "fields") {
+			q.Terms = append(q.Terms, audit.Term{Field: f, Not: rapid.Bool().Draw(r, "not"), Values: values[f]})
+		}
+		all(r, "facets", q)
+		q.From, q.To = noon.Add(-200*time.Hour), noon.Add(time.Duration(rapid.IntRange(-90, 100).Draw(r, "minutes"))*time.Minute)
+		step := rapid.SampledFrom([]time.Duration{time.Hour, 24 * time.Hour, 6 * time.Hour, 7 * time.Minute * 60, 48 * time.Hour, 10 * time.Minute}).Draw(r, "step")
+		got, err := db.Trail().Histogram(ctx, q, step)
+		if err != nil {
+			r.Fatal(err)
+		}
+		want, err := memory.Histogram(ctx, q, step)
+		if err != nil || !reflect.DeepEqual(got, want) {
+			r.Fatalf("histogram\n%v, want\n%v (%v)", got, want, err)
+		}
+		lq := audit.LatencyQuery{
+			From: q.To.Add(-time.Duration(rapid.IntRange(1, 40).Draw(r, "hours")) * time.Hour), To: q.To, Step: 30 * time.Minute,
+			ByRoute: rapid.Bool().Draw(r, "by route"), ByRole: rapid.Bool().Draw(r, "by role"), Role: rapid.SampledFrom([]string{"", "nurse"}).Draw(r, "role"),
+			Part: rapid.SampledFrom(append(audit.Parts(), "")).Draw(r, "part"),
+		}
+		gotLatency, err := db.Trail().Latency(ctx, lq)
+		if err != nil {
+			r.Fatal(err)
+		}
+		wantLatency, err := memory.Latency(ctx, lq)
+		if err != nil || !reflect.DeepEqual(gotLatency, wantLatency) {
+			r.Fatalf("latency\n%+v, want\n%+v (%v)", gotLatency, wantLatency, err)
+		}
+	})
+}
