@@ -18,7 +18,7 @@ func (c *call) authenticate() error {
 	if c.http.Context().QueryArgs().Has("access_token") {
 		return tokenInRequest()
 	}
-	p, err := c.s.cfg.Verifier.Authenticate(c.ctx, c.http.Request().Header.PeekAll("Authorization"))
+	p, err := c.s.cfg.Verifier.Authenticate(c.ctx, c.credentials())
 	if err != nil {
 		return challenge(err)
 	}

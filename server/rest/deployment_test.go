@@ -105,6 +105,9 @@ type deployment struct {
 	log     *audit.Log
 	server  *rest.Server
 	logs    *lockedBuffer
+
+	tree     *tree
+	verifier *auth.Verifier
 }
 
 // lockedBuffer is a log file.
@@ -137,6 +140,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 		t: t, addr: l.Addr().String(), issuer: newIssuer(t), storage: phitest.NewStorage(), trail: &audittest.Storage{}, logs: &lockedBuffer{},
 	}
 	d.base = "http://" + d.addr + "/fhir/R4"
+	d.tree = newTree(t, d.trail)
 	logger := slog.New(slog.NewJSONHandler(d.logs, nil))
 	d.log, err = audit.Open(audit.Config{Dir: t.TempDir(), Storage: d.trail, Logger: logger})
 	check(t, err)
@@ -150,6 +154,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 		Issuer: "https://issuer.test", Audience: d.base, JWKSURL: d.issuer.url, Insecure: true, Logger: logger,
 	})
 	check(t, err)
+	d.verifier = verifier
 	level := phi.Levels{Disclosure: audit.Process, Other: audit.Process}
 	records, err := phi.Open(ctx, phi.Config{
 		Storage: d.storage, Keys: keys, Access: access, Audit: d.log, Level: level, Source: "test", Logger: logger,
@@ -159,7 +164,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	check(t, err)
 	cfg := rest.Config{
 		Base: d.base, Records: records, Verifier: verifier, Access: access, Log: d.log, Trail: d.trail, Level: level,
-		Policy: d.storage, Key: key,
+		Policy: d.storage, Key: key, Tree: d.tree,
 		Issuer: rest.Issuer{
 			Issuer: "https://issuer.test", Authorize: "https://issuer.test/authorize", Token: "https://issuer.test/token", JWKS: d.issuer.url,
 		},

@@ -233,7 +233,7 @@ func (c *call) recordLook(l *look, named ...audit.Entity) (audit.Receipt, error)
 		e.Entities = []audit.Entity{{Type: "AuditEvent"}}
 	}
 	if l != nil {
-		c.nameAsked(e, &l.query)
+		nameAsked(e, &l.query)
 		if text := audit.FormatQuery(l.query); text != "" {
 			e.Query = c.s.cfg.Records.SealQuery(text, e.Entities[0].Type)
 		}
@@ -243,7 +243,7 @@ func (c *call) recordLook(l *look, named ...audit.Entity) (audit.Receipt, error)
 
 // nameAsked names in the event the patients and records that the query asks for: the first patient as the one concerned, all
 // others among the entities.
-func (c *call) nameAsked(e *audit.Event, q *audit.Query) {
+func nameAsked(e *audit.Event, q *audit.Query) {
 	for _, t := range q.Terms {
 		if t.Not || t.Op != audit.OpIs {
 			continue

@@ -130,7 +130,7 @@ func (c *call) answer(r *refusal) {
 	if r.challenge != "" {
 		res.Header.Set("WWW-Authenticate", r.challenge)
 	}
-	if r.status == http.StatusServiceUnavailable {
+	if r.status == http.StatusServiceUnavailable || r.status == http.StatusTooManyRequests {
 		res.Header.Set("Retry-After", "2")
 	}
 	if c.fhir() {
@@ -164,6 +164,11 @@ type problemJSON struct {
 }
 
 func problem(r *refusal, requestID string) []byte {
+	b, _ := json.Marshal(newProblem(r, requestID)) // of strings and numbers: cannot fail
+	return b
+}
+
+func newProblem(r *refusal, requestID string) problemJSON {
 	p := problemJSON{Type: "about:blank", Title: http.StatusText(r.status), Status: r.status, Detail: r.text, RequestID: requestID}
 	if f := r.fault; f != nil {
 		p.Parameter, p.Allowed = f.parameter, f.allowed
@@ -171,8 +176,7 @@ func problem(r *refusal, requestID string) []byte {
 			p.Position = &f.position
 		}
 	}
-	b, _ := json.Marshal(p) // of strings and numbers: cannot fail
-	return b
+	return p
 }
 
 // refusalEvent is the event of a request that did not reach phi.

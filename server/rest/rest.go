@@ -33,7 +33,9 @@ type Config struct {
 	Access   *auth.Access
 	Log      *audit.Log
 	Trail    audit.Reader
-	Tree     Tree   // nil: proofs, checkpoints and the live trail answer 501
+	Tree     Tree                                         // nil: proofs, checkpoints and the live trail answer 501
+	Listen   func(ctx context.Context, wake func()) error // calls wake after each checkpoint until ctx ends; nil: the tree is polled every second
+	Live     LiveLimits
 	Key      []byte // secret of the officers' API, of at least 32 bytes: phi.Records.OfficersKey
 	Level    phi.Levels
 
@@ -101,6 +103,7 @@ type Server struct {
 
 	cursors *cursors
 	aliases *aliaser
+	live    *live
 
 	ctx  context.Context // ends when Shutdown gives up on handlers
 	stop context.CancelFunc
@@ -157,6 +160,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.openapi = newDocument(openapiJSON)
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.live = newLive(cfg)
 	s.app = s.newApp()
 	return s, nil
 }
@@ -169,10 +173,11 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown stops accepting, waits for handlers, and returns. When ctx ends first, the contexts of the handlers that are
+// Shutdown tells those who watch the trail to come back later, stops accepting, waits for handlers, and returns. When ctx ends first, the contexts of the handlers that are
 // left are cancelled and its error is returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	defer s.stop()
+	s.live.close(ctx)
 	if err := s.app.ShutdownWithContext(ctx); err != nil {
 		return fmt.Errorf("draining handlers: %w", err)
 	}

@@ -72,6 +72,7 @@ func (s *Server) table() []route {
 		{get, v + "/audit/events", trail, "audit-search", false, (*call).events},
 		{get, v + "/audit/events/:id", trail, "audit-read", false, (*call).event},
 		{get, v + "/audit/events/:id/proof", trail, "audit-proof", false, (*call).proof},
+		{get, v + "/audit/live", trail, "audit-live", false, (*call).watch},
 		{get, v + "/audit/checkpoints", trail, "audit-checkpoints", false, (*call).checkpoints},
 		{post, v + "/relationships", may("relationships:write"), "relationship-grant", false, (*call).grant},
 		{del, v + "/relationships/:practitioner/:patient", may("relationships:write"), "relationship-end", false, (*call).ungrant},

@@ -14,7 +14,7 @@ import (
 type eventJSON struct {
 	ID          string       `json:"id"`
 	Recorded    time.Time    `json:"recorded"`
-	Ingested    time.Time    `json:"ingested"`
+	Ingested    time.Time    `json:"ingested,omitzero"` // not known of events of the live trail
 	Type        string       `json:"type"`
 	Interaction string       `json:"interaction"`
 	Action      string       `json:"action"`
