@@ -2,18 +2,14 @@ package audit
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// ErrUnsequenced says that records are not in the tree that a checkpoint describes (yet): they cannot be pruned.
-var ErrUnsequenced = errors.New("audit: records are not in the tree")
-
 // PrunedRangeOf returns the range of a run of a stream's records that is about to be pruned, with the stream's chain before and
 // after it, from the leaves that stand in the tree of a checkpoint: its rows are not needed for that, nor those around them.
-// It fails with ErrUnsequenced, and with ErrTampered when the stored batches do not fit the tree.
+// It fails with ErrNotSequenced, and with ErrTampered when the stored batches do not fit the tree.
 func PrunedRangeOf(ctx context.Context, t TreeReader, c Checkpoint, stream StreamID, first, count uint64) (PrunedRange, error) {
 	r := PrunedRange{Stream: stream, First: first, Count: count}
 	var err error
@@ -38,7 +34,7 @@ func chainBefore(ctx context.Context, t TreeReader, c Checkpoint, stream StreamI
 		return Hash{}, err
 	}
 	if !ok || span.Index+int64(span.Count) > c.Size {
-		return Hash{}, ErrUnsequenced
+		return Hash{}, ErrNotSequenced
 	}
 	if seq < span.First || seq-span.First > uint64(span.Count) {
 		return Hash{}, fmt.Errorf("batch from %d: %w", span.First, ErrTampered)

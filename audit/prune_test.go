@@ -28,11 +28,11 @@ func TestPrunedRangeOf(t *testing.T) {
 		stream       StreamID
 		first, count uint64
 	}{{StreamID{9}, 0, 1}, {StreamID{1}, uint64(len(l.rows[StreamID{1}])), 1}, {StreamID{1}, 0, uint64(len(l.rows[StreamID{1}])) + 1}} {
-		if _, err := PrunedRangeOf(t.Context(), l, c, bad.stream, bad.first, bad.count); !errors.Is(err, ErrUnsequenced) {
-			t.Errorf("records %d to %d of %s: %v, want ErrUnsequenced", bad.first, bad.first+bad.count, bad.stream, err)
+		if _, err := PrunedRangeOf(t.Context(), l, c, bad.stream, bad.first, bad.count); !errors.Is(err, ErrNotSequenced) {
+			t.Errorf("records %d to %d of %s: %v, want ErrNotSequenced", bad.first, bad.first+bad.count, bad.stream, err)
 		}
 	}
-	if _, err := PrunedRangeOf(t.Context(), l, l.at(t, 5), StreamID{2}, 0, 2); !errors.Is(err, ErrUnsequenced) {
+	if _, err := PrunedRangeOf(t.Context(), l, l.at(t, 5), StreamID{2}, 0, 2); !errors.Is(err, ErrNotSequenced) {
 		t.Errorf("beyond the checkpoint: %v", err)
 	}
 	// A batch that lies about its chain, or about where it stands, makes no record.
