@@ -39,6 +39,16 @@ type Batch struct {
 	Rows   []Row
 }
 
+// Seal gives the rows their leaves and the batch its Chain, from Stream, Prev and what the rows hold.
+func (b *Batch) Seal() {
+	b.Chain = b.Prev
+	for i := range b.Rows {
+		r := &b.Rows[i]
+		r.Leaf = leafOf(b.Stream, r.Seq, &r.Salt, r.Body)
+		b.Chain = link(b.Chain, r.Leaf)
+	}
+}
+
 // ErrIngested says that the batch (or a part of it from its first row on) is stored already: a replay after a lost
 // answer. The shipper then asks for the Head and goes on from there.
 var ErrIngested = errors.New("audit: batch is ingested already")
