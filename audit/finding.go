@@ -83,6 +83,8 @@ type Report struct {
 	Checkpoints int64         `json:"checkpoints"`  // signed sizes at which the root was compared
 	Unsequenced int64         `json:"unsequenced"`  // rows that are stored and not in the tree yet
 	Anchors     int           `json:"anchors"`      // checkpoints from outside that the tree continues
+	Ahead       int           `json:"ahead"`        // those that are newer than the bundle, which nothing could be learnt from
+	Signed      bool          `json:"signed"`       // a bundle whose manifest a key of the log signed that is trusted
 	Witnessed   *Witnessed    `json:"witnessed"`    // newest checkpoint with enough cosignatures; nil when none was asked for or found
 	Streams     []StreamState `json:"streams"`      // every stream, by its id
 	OpenIntents int           `json:"open_intents"` // changes that were announced and of which no outcome is recorded

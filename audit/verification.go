@@ -63,6 +63,7 @@ var ErrOptions = errors.New("audit: impossible verification")
 // verification is one run of Verify. One goroutine; readAhead has others that share nothing but chunks.
 type verification struct {
 	e      Evidence
+	bundle *Bundle // e, where it is one
 	o      VerifyOptions
 	report Report
 
@@ -269,6 +270,8 @@ func (v *verification) head(ctx context.Context) error {
 // expect holds the tree against a checkpoint from outside: now where the pass will not come by, else when it does.
 func (v *verification) expect(ctx context.Context, a outsideCheckpoint) error {
 	switch {
+	case a.Size > v.report.Checkpoint.Size && v.bundle != nil:
+		v.report.Ahead++ // an export is of its time
 	case a.Size > v.report.Checkpoint.Size:
 		v.findf(KindRollback, v.report.Checkpoint.Size, "%s knows a tree of %d leaves; this one has %d", a.where, a.Size, v.report.Checkpoint.Size)
 	case a.Size > v.front.size:
