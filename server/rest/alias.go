@@ -65,7 +65,13 @@ type aliaser struct {
 
 const (
 	aliasIV  = 8
-	aliasPad = 16 // values are padded to a multiple, so that an alias does not tell how long a name is
+	aliasPad = 16 // values are padded to a multiple, so that an alias hardly tells how long a name is
+)
+
+// What a value was, before it became a number of whole blocks.
+const (
+	aliasOfText = 0 // its bytes, 0x80, zeros
+	aliasOfUUID = 1 // its sixteen bytes
 )
 
 var aliasText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
@@ -87,11 +93,11 @@ func newAliaser(secret []byte) (*aliaser, error) {
 }
 
 // iv is the beginning of the MAC of a value, which is at the same time what tells a real alias from a made-up one.
-func (a *aliaser) iv(k kind, padded []byte) []byte {
+func (a *aliaser) iv(k kind, form byte, blocks []byte) []byte {
 	h := hmac.New(sha256.New, a.mac)
 	h.Write([]byte(k))
-	h.Write([]byte{0})
-	h.Write(padded)
+	h.Write([]byte{0, form})
+	h.Write(blocks)
 	return h.Sum(nil)[:aliasIV]
 }
 
@@ -106,12 +112,18 @@ func (a *aliaser) hide(k kind, value string) string {
 	if k == kindNone || value == "" || value == "system" {
 		return value
 	}
+	form := byte(aliasOfText)
 	b := make([]byte, aliasIV, aliasIV+len(value)+aliasPad)
-	b = append(b, value...)
-	for b = append(b, 0x80); (len(b)-aliasIV)%aliasPad != 0; {
-		b = append(b, 0)
+	if id, err := audit.ParseID(value); err == nil && id.String() == value {
+		form = aliasOfUUID
+		b = append(b, id[:]...)
+	} else {
+		b = append(b, value...)
+		for b = append(b, 0x80); (len(b)-aliasIV)%aliasPad != 0; {
+			b = append(b, 0)
+		}
 	}
-	copy(b, a.iv(k, b[aliasIV:]))
+	copy(b, a.iv(k, form, b[aliasIV:]))
 	a.crypt(b[:aliasIV], b[aliasIV:])
 	return string(k) + "-" + aliasText.EncodeToString(b)
 }
@@ -129,11 +141,13 @@ func (a *aliaser) reveal(k kind, alias string) (string, bool) {
 	iv := b[:aliasIV:aliasIV]
 	b = b[aliasIV:]
 	a.crypt(iv, b)
-	end := bytes.LastIndexByte(b, 0x80)
-	if !hmac.Equal(iv, a.iv(k, b)) || end < 0 {
-		return "", false
+	if end := bytes.LastIndexByte(b, 0x80); end >= 0 && hmac.Equal(iv, a.iv(k, aliasOfText, b)) {
+		return string(b[:end]), true
 	}
-	return string(b[:end]), true
+	if len(b) == len(audit.ID{}) && hmac.Equal(iv, a.iv(k, aliasOfUUID, b)) {
+		return audit.ID(b).String(), true
+	}
+	return "", false
 }
 
 // lens is how a caller sees the trail. aliases is nil for those who see it as it is.

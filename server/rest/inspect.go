@@ -153,19 +153,24 @@ func (c *call) took(s *audit.Stored) (*timingJSON, error) {
 // partner finds the outcome of an intent among the events of the same request, or the intent of an outcome.
 func (c *call) partner(s *audit.Stored) (*partnerJSON, error) {
 	e := &s.Event
-	q := audit.Query{Limit: audit.MaxPage}
+	var q audit.Query
 	switch {
-	case e.Correlation != (audit.ID{}):
-		q.Terms = []audit.Term{audit.Is(audit.FieldID, e.Correlation.String())}
 	case e.Outcome == audit.Intent:
-		q.Terms = []audit.Term{audit.Is(audit.FieldCorrelation, e.ID.String())}
+		first := e.ID // of the intents of a transaction, which share one outcome
+		if e.Correlation != (audit.ID{}) {
+			first = e.Correlation
+		}
+		q.Terms = []audit.Term{audit.Is(audit.FieldCorrelation, first.String()), {Field: audit.FieldOutcome, Op: audit.OpAtLeast, Values: []string{"0"}}}
 		if e.RequestID != "" {
 			q.Terms = append(q.Terms, audit.Is(audit.FieldRequest, e.RequestID))
 		}
 		q.From, q.To = e.Recorded.Add(-time.Minute), e.Recorded.Add(time.Hour)
+	case e.Correlation != (audit.ID{}):
+		q.Terms = []audit.Term{audit.Is(audit.FieldID, e.Correlation.String())}
 	default:
 		return nil, nil
 	}
+	q.Limit = 1
 	found, err := c.find(q)
 	if err != nil || len(found) == 0 {
 		return nil, err

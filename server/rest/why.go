@@ -51,6 +51,9 @@ func explain(e *eventJSON) whyJSON {
 			w.Sentence += ", in view " + d.View
 		}
 		w.Sentence += "."
+		if e.Outcome > 0 && e.OutcomeDesc != "" {
+			w.Sentence += " The request ended otherwise: " + e.OutcomeDesc + "."
+		}
 		return w
 	}
 	w.Sentence = fmt.Sprintf("%s was refused %s: %s (policy %d).", who, what, d.Reason, d.Policy)
