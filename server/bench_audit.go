@@ -24,8 +24,43 @@ func (v *benchVerb) audit(ctx context.Context, t terminal, b *bench) error {
 	if err := f.outage(ctx, v, t, b); err != nil {
 		return err
 	}
+	return f.queries(ctx, v, t, b)
+}
+
+// queries asks officers' queries on a trail of each size.
+func (f *figures) queries(ctx context.Context, v *benchVerb, t terminal, b *bench) error {
+	const instances = 100
+	volumes, err := postgres.MeasureQueries(ctx, b.cluster.DSN(demoDatabase), v.AuditRows, instances, func(format string, args ...any) {
+		fmt.Fprintf(t.err, format+"\n", args...)
+	})
+	if err != nil {
+		return err
+	}
+	for i, volume := range volumes {
+		f.add(fmt.Sprintf("%d rows: generated", volume.Rows), fmt.Sprintf("%.0f/s, %.1f GB", float64(volume.Rows)/volume.Loaded.Seconds(), float64(volume.Bytes)/1e9), "", true)
+		for k, s := range volume.Shapes {
+			measured, target := fmt.Sprintf("%.1f ms", millis(s.P95)), ""
+			met := s.P95 < 50*time.Millisecond
+			if s.Promised {
+				target = "under 50 ms"
+			}
+			if i > 0 {
+				// A difference that no timer and no reader notices is none.
+				before := volumes[i-1].Shapes[k].P95
+				ratio := float64(s.P95) / float64(before)
+				measured += fmt.Sprintf(" = %.2f ×", ratio)
+				met = met && (ratio <= 1.3 || s.P95-before < time.Millisecond)
+				if s.Promised {
+					target += ", at most 1.30 ×"
+				}
+			}
+			f.add(fmt.Sprintf("%d rows: %s, p95", volume.Rows, s.Name), measured, target, met)
+		}
+	}
 	return nil
 }
+
+func millis(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // ingest compares the shipper's transactions with a bare COPY.
 func (f *figures) ingest(ctx context.Context, b *bench) error {
