@@ -9,11 +9,9 @@ import (
 )
 
 const (
-	groupEvents   = 4096    // a group takes no further submission once it holds so many events
-	groupBytes    = 1 << 20 // or bytes
-	probeInterval = 500 * time.Millisecond
-	lazySync      = 50 * time.Millisecond // a group that nobody waits for is synced within this time, to be shipped
-	clockWindow   = 24 * time.Hour
+	groupEvents = 4096                  // a group takes no further submission once it holds so many events
+	groupBytes  = 1 << 20               // or bytes
+	lazySync    = 50 * time.Millisecond // a group that nobody waits for is synced within this time, to be shipped
 )
 
 // group is a frame that is written but not yet durable.
@@ -30,22 +28,30 @@ type group struct {
 
 // committer is the state of the goroutine that numbers, chains and writes.
 type committer struct {
-	next     uint64
-	chain    Hash
-	part     int64 // part time of the last record, µs
-	current  *segment
-	free     []*group // guarded by Log.mu
-	held     []*submission
-	salts    [4096]byte
-	saltsAt  int
+	next    uint64
+	chain   Hash
+	part    int64 // part time of the last record, µs
+	current *segment
+	free    []*group // guarded by Log.mu
+	held    []*submission
+	salts   [4096]byte
+	saltsAt int
+	clock   clock
+
 	downFrom time.Time
-	rejected uint64 // counters.rejected when the journal went down
+	rejected uint64    // counters.rejected when the journal went down
+	failing  time.Time // since when the file system fails otherwise than by being full; zero when it does not
+	watched  time.Time
+	low      bool   // too little space is left
+	reserved bool   // current was the reserve: it takes the system's own events only
+	bare     bool   // there is no reserve, and it was said
+	removed  uint64 // number of the segment whose name was lost last
 }
 
 // commit takes what waits, without any timer: while one group is being written the next one gathers.
 func (l *Log) commit() {
 	defer close(l.finished)
-	l.committer.saltsAt = len(l.committer.salts)
+	l.probe()
 	probe := time.NewTicker(probeInterval)
 	defer probe.Stop()
 	for {
@@ -63,10 +69,10 @@ func (l *Log) commit() {
 			if l.stuck() {
 				l.repair(nil)
 			}
+		case r := <-l.renewals:
+			r.done <- l.renew()
 		case <-probe.C:
-			if l.down.Load() != nil {
-				l.repair(nil)
-			}
+			l.probe()
 		}
 	}
 }
@@ -91,14 +97,18 @@ func (l *Log) hold(s *submission) []*submission {
 
 // write makes one group of the submissions and of all that wait behind them, and writes it.
 func (l *Log) write(held ...*submission) {
-	if down := l.down.Load(); down != nil {
-		for _, s := range held {
-			l.refuse(s, *down)
+	if l.down.Load() != nil {
+		if held = l.admit(held); len(held) == 0 {
+			return
 		}
-		l.counters.settled.Add(uint64(len(held)))
-		return
 	}
-	g := l.gather(held)
+	now := l.read()
+	if events := l.checkClock(now); len(events) > 0 {
+		if s, err := l.notice(events); err == nil {
+			held = append([]*submission{s}, held...)
+		}
+	}
+	g := l.gather(held, now)
 	defer l.counters.settled.Add(uint64(len(g.waiting)))
 	c := &l.committer
 	if l.stuck() {
@@ -106,6 +116,10 @@ func (l *Log) write(held ...*submission) {
 		return
 	}
 	err := l.room(g)
+	if errors.Is(err, errNoReserve) {
+		l.withdraw(g, err)
+		return
+	}
 	if err == nil {
 		_, err = c.current.f.WriteAt(g.frame, c.current.off)
 	}
@@ -132,9 +146,23 @@ func (l *Log) write(held ...*submission) {
 	if power {
 		l.nudge()
 	}
-	if c.current.off > c.current.size/2 {
+	if c.current.off > c.current.size/2 && l.down.Load() == nil {
 		l.journal.prepare(c.current.size)
 	}
+}
+
+// admit refuses callers during an outage, and the system's own events where there is nothing to write them to.
+func (l *Log) admit(held []*submission) (admitted []*submission) {
+	down, stuck := l.down.Load(), l.stuck()
+	for _, s := range held {
+		if s.system && !stuck {
+			admitted = append(admitted, s)
+			continue
+		}
+		l.refuse(s, *down)
+		l.counters.settled.Add(1)
+	}
+	return admitted
 }
 
 // stuck reports whether a segment that is still needed has failed.
@@ -145,19 +173,18 @@ func (l *Log) stuck() bool {
 }
 
 // gather numbers and chains the submissions and those that wait behind them.
-func (l *Log) gather(held []*submission) *group {
+func (l *Log) gather(held []*submission, now reading) *group {
 	c := &l.committer
 	g := l.newGroup()
 	g.first, g.prev, g.floor = c.next, c.chain, c.part
-	wall := l.partTime()
-	mono := int64(time.Since(l.opened))
+	wall := l.partTime(now)
 	g.frame = append(g.frame, make([]byte, groupHeadLen)...)
 	add := func(s *submission) {
 		start := 0
 		for _, end := range s.ends {
-			r := record{seq: c.next, part: wall, mono: mono, salt: c.salt(), body: s.bodies[start:end]}
+			r := record{seq: c.next, part: wall, mono: now.mono, salt: c.salt(), body: s.bodies[start:end]}
 			g.frame = r.append(g.frame)
-			c.chain = link(c.chain, leafOf(l.stream, r.seq, &r.salt, r.body))
+			c.chain = link(c.chain, leafOf(l.journal.stream, r.seq, &r.salt, r.body))
 			c.next++
 			start = end
 		}
@@ -172,9 +199,15 @@ func (l *Log) gather(held []*submission) *group {
 	for more := true; more && c.next-g.first < groupEvents && len(g.frame) < groupBytes; {
 		select {
 		case s := <-l.in:
-			if more = s != nil; more { // nil when the channel is closed
-				add(s)
+			if more = s != nil; !more { // the channel is closed
+				break
 			}
+			if down := l.down.Load(); down != nil && !s.system {
+				l.refuse(s, *down)
+				l.counters.settled.Add(1)
+				break
+			}
+			add(s)
 		default:
 			more = false
 		}
@@ -183,27 +216,13 @@ func (l *Log) gather(held []*submission) *group {
 		l.shipping.oldest.Store(wall) // nothing older waits for Storage
 	}
 	c.part, g.next = wall, c.next
-	h := groupHead{stream: l.stream, run: l.run, first: g.first, count: uint32(g.next - g.first), length: uint32(len(g.frame) - groupHeadLen), prev: g.prev, chain: c.chain, synced: l.counters.durable.Load()}
+	h := groupHead{stream: l.journal.stream, run: l.run, first: g.first, count: uint32(g.next - g.first), length: uint32(len(g.frame) - groupHeadLen), prev: g.prev, chain: c.chain, synced: l.counters.durable.Load()}
 	h.put(g.frame)
 	for len(g.frame)%8 != 0 {
 		g.frame = append(g.frame, 0)
 	}
 	l.counters.recorded.Add(g.next - g.first)
 	return g
-}
-
-// partTime never goes back, and a wall clock that leaves the monotonic clock by more than a day is not followed: neither
-// may make events land in a partition that is gone or does not exist yet.
-func (l *Log) partTime() int64 {
-	reference := l.opened.Add(time.Since(l.opened))
-	wall := l.now()
-	if wall.Before(reference.Add(-clockWindow)) {
-		wall = reference.Add(-clockWindow)
-	}
-	if wall.After(reference.Add(clockWindow)) {
-		wall = reference.Add(clockWindow)
-	}
-	return max(l.committer.part, wall.UnixMicro())
 }
 
 // salt takes 16 random bytes from a block, so that the kernel is asked once in 256 events.
@@ -224,6 +243,9 @@ func (l *Log) room(g *group) error {
 	if c.current.off+int64(len(g.frame)) <= c.current.size || c.current.off == segmentHeadLen {
 		return nil
 	}
+	if c.reserved {
+		return errNoReserve // used up; a new segment is tried by probe
+	}
 	s, err := l.journal.take(c.current.size)
 	if err != nil {
 		return err
@@ -232,18 +254,27 @@ func (l *Log) room(g *group) error {
 		return errors.Join(err, s.f.Close(), l.fs.Remove(s.path))
 	}
 	l.retire()
-	c.current = s
-	l.counters.segment.Store(s.number)
+	l.use(s)
+	select {
+	case l.rotated <- struct{}{}:
+	default:
+	}
 	return nil
+}
+
+// use makes a segment that was started the current one.
+func (l *Log) use(s *segment) {
+	l.committer.current = s
+	l.counters.segment.Store(s.number)
 }
 
 // start writes the segment's header.
 func (l *Log) start(s *segment, first uint64, prev Hash, floor int64) error {
-	h := segmentHead{stream: l.stream, number: s.number, first: first, prev: prev, floor: floor, synced: l.counters.durable.Load()}
+	h := segmentHead{stream: l.journal.stream, number: s.number, first: first, prev: prev, floor: floor, synced: l.counters.durable.Load()}
 	if _, err := s.f.WriteAt(h.append(nil), 0); err != nil {
 		return fmt.Errorf("starting segment: %w", err)
 	}
-	s.off = segmentHeadLen
+	s.first, s.prev, s.floor, s.off = first, prev, floor, segmentHeadLen
 	l.counters.bytes.Add(s.size)
 	return nil
 }
@@ -268,119 +299,10 @@ func (l *Log) closeSegment(s *segment) {
 	}
 }
 
-// repair carries on in a new segment after a failure, or when the disk may be back: it rewrites what is not yet durable
-// and the group that could not be written (nil when there is none). Where that fails too, all waiting tickets fail, the
-// log is down, and the committer comes back here every probeInterval.
-func (l *Log) repair(unwritten *group) {
-	l.mu.Lock()
-	for l.syncing {
-		l.idle.Wait()
-	}
-	groups := l.unsynced
-	l.repairing = true // until it succeeds, the groups are the committer's
-	l.mu.Unlock()
-	if unwritten != nil {
-		groups = append(groups[:len(groups):len(groups)], unwritten)
-	}
-	err := l.replace(groups)
-	if err == nil {
-		l.healed()
-		return
-	}
-	l.logger.Error("audit journal is down", "error", err)
-	c := &l.committer
-	if l.down.Load() == nil {
-		c.downFrom, c.rejected = l.now(), l.counters.rejected.Load()
-	}
-	l.down.Store(&err)
-	for _, g := range groups {
-		for _, s := range g.waiting {
-			l.refuse(s, err)
-		}
-		g.waiting = g.waiting[:0]
-	}
-	if unwritten != nil {
-		// Nobody was told that it is recorded: its numbers are given to others.
-		c.next, c.chain, c.part = unwritten.first, unwritten.prev, unwritten.floor
-		l.counters.recorded.Add(-(unwritten.next - unwritten.first))
-	}
-}
-
 // refuse fails a ticket.
 func (l *Log) refuse(s *submission, cause error) {
 	l.counters.rejected.Add(uint64(len(s.ends)))
 	s.grant(fmt.Errorf("recording: %w: %w", cause, ErrUnavailable))
-}
-
-// replace makes a new segment current that begins with the groups, durably, and grants them.
-func (l *Log) replace(groups []*group) error {
-	c := &l.committer
-	first, prev, floor, size := c.next, c.chain, c.part, int64(segmentHeadLen)
-	if len(groups) > 0 {
-		first, prev, floor = groups[0].first, groups[0].prev, groups[0].floor
-	}
-	for _, g := range groups {
-		size += int64(len(g.frame))
-	}
-	if err := l.journal.discard(); err != nil {
-		l.logger.Warn("audit segment was not removed", "error", err)
-	}
-	l.journal.number++
-	s, err := l.journal.create(l.journal.number, max(size, min(firstSegment, l.journal.limit)))
-	if err != nil {
-		return err
-	}
-	err = l.start(s, first, prev, floor)
-	for _, g := range groups {
-		if err == nil {
-			_, err = s.f.WriteAt(g.frame, s.off)
-			s.off += int64(len(g.frame))
-		}
-	}
-	if err == nil {
-		err = s.f.Datasync()
-	}
-	if err != nil {
-		return errors.Join(err, s.f.Close(), l.fs.Remove(s.path))
-	}
-	l.mu.Lock()
-	l.unsynced = nil
-	l.repairing = false
-	l.mu.Unlock()
-	l.retire()
-	for i, g := range groups {
-		if old := g.segment; old != nil && old != c.current && (i == 0 || groups[i-1].segment != old) {
-			l.closeSegment(old)
-		}
-	}
-	c.current = s
-	l.counters.segment.Store(s.number)
-	for _, g := range groups {
-		l.release(g, Power)
-	}
-	l.counters.written.Store(c.next)
-	l.advance(c.next)
-	return nil
-}
-
-// healed records an outage that is over.
-func (l *Log) healed() {
-	if l.down.Swap(nil) == nil {
-		return
-	}
-	c := &l.committer
-	desc := fmt.Sprintf("journal was down from %s to %s; %d events were refused",
-		c.downFrom.UTC().Format(time.RFC3339), l.now().UTC().Format(time.RFC3339), l.counters.rejected.Load()-c.rejected)
-	l.logger.Error("audit journal is back", "outage", desc)
-	s := newSubmission()
-	e := l.alert(desc)
-	e.ID, e.Recorded = newID(l.now()), l.now()
-	if err := s.encode(Process, []*Event{e}); err != nil {
-		l.logger.Error("audit outage was not recorded", "error", err)
-		return
-	}
-	l.counters.accepted.Add(1)
-	l.write(s)
 }
 
 // release grants the group's tickets up to the level and keeps the rest.

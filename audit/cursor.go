@@ -72,6 +72,46 @@ func (c *cursor) read() (frame, error) {
 	}
 }
 
+// agree checks that the chain before the cursor's next record is the cursor's: that whoever named the place speaks of this
+// history. A place that is kept no more is believed.
+func (c *cursor) agree() error {
+	if err := c.refresh(); err != nil {
+		return err
+	}
+	if len(c.segments) == 0 || !c.segments[0].damaged && c.segments[0].head.first > c.next {
+		return nil
+	}
+	if err := c.seek(); err != nil {
+		return err
+	}
+	size, err := c.f.Size()
+	if err != nil {
+		return err
+	}
+	at, chain := c.open.head.first, c.open.head.prev
+	for at < c.next {
+		g, err := readGroup(c.f, c.off, size, c.stream)
+		if errors.Is(err, io.EOF) {
+			return fmt.Errorf("record %d where %d comes next: %w", c.next, at, ErrChain)
+		}
+		if err != nil {
+			return err
+		}
+		if at+uint64(g.head.count) > c.next { // read finds this group again
+			for i := range c.next - at {
+				chain = link(chain, g.leaves[i])
+			}
+			break
+		}
+		at, chain = at+uint64(g.head.count), g.head.chain
+		c.off += g.head.size()
+	}
+	if chain != c.chain {
+		return fmt.Errorf("record %d has another history here: %w", c.next, ErrChain)
+	}
+	return nil
+}
+
 // refresh lists the segments when there may be a new one, which may also take over records of an older one.
 func (c *cursor) refresh() error {
 	newest := uint64(0)

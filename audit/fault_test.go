@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -54,7 +55,7 @@ func (f *faults) Create(path string) (audit.File, error) {
 		return nil, err
 	}
 	file, err := f.OS.Create(path)
-	return &faultyFile{File: file, fs: f, path: path}, err
+	return &faultyFile{File: file, fs: f, path: path, op: "write"}, err
 }
 
 func (f *faults) Open(path string) (audit.File, error) {
@@ -62,7 +63,7 @@ func (f *faults) Open(path string) (audit.File, error) {
 		return nil, err
 	}
 	file, err := f.OS.Open(path)
-	return &faultyFile{File: file, fs: f, path: path}, err
+	return &faultyFile{File: file, fs: f, path: path, op: "overwrite"}, err
 }
 
 func (f *faults) Rename(from, to string) error {
@@ -94,6 +95,7 @@ type faultyFile struct {
 	audit.File
 	fs     *faults
 	path   string
+	op     string       // write to a file that was made, overwrite to one that was opened
 	failed atomic.Int64 // when; nothing may be written to it any more
 }
 
@@ -107,7 +109,7 @@ func (f *faultyFile) untouched() {
 // WriteAt fails after half of the bytes, as a full disk does.
 func (f *faultyFile) WriteAt(b []byte, off int64) (int, error) {
 	f.untouched()
-	if err := f.fs.check("write", f.path); err != nil {
+	if err := f.fs.check(f.op, f.path); err != nil {
 		f.failed.Store(time.Now().UnixNano())
 		n, _ := f.File.WriteAt(b[:len(b)/2], off)
 		return n, err
@@ -160,8 +162,8 @@ func contiguous(t *testing.T, rows []audit.Stored) {
 
 // One call fails, once, at each point of a busy log's life: whatever was acknowledged is stored exactly once.
 func TestOneCallFails(t *testing.T) {
-	for _, op := range []string{"create", "open", "rename", "remove", "syncdir", "write", "datasync", "read", "readdir", "truncate"} {
-		for _, cause := range []error{syscall.EIO, syscall.ENOSPC} {
+	for _, op := range []string{"create", "open", "rename", "remove", "syncdir", "write", "overwrite", "datasync", "read", "readdir", "truncate"} {
+		for _, cause := range []error{syscall.EIO, syscall.ENOSPC, syscall.EINTR} {
 			if errors.Is(cause, syscall.ENOSPC) && op != "create" && op != "write" && op != "datasync" {
 				continue
 			}
@@ -251,51 +253,69 @@ func outage(t *testing.T, op string, cause error, from, to int64) {
 	}
 }
 
-// A disk that stays full refuses, says why, and heals by itself; the outage is on record.
+// A disk that stays full refuses, says why, and heals by itself. The outage is on record, durably, before it ends: in the reserve.
+// A disk that does not even take what it had promised cannot have that, and it is recorded afterwards.
 func TestDiskFull(t *testing.T) {
-	fs := &faults{}
-	var storage audittest.Storage
-	l := open(t, audit.Config{Dir: t.TempDir(), FS: fs, Storage: &storage})
-	ship(t, l)
-	if _, err := l.Record(t.Context(), audit.Process, read("before")); err != nil {
-		t.Fatal(err)
-	}
-	fs.set(func(op, path string) error {
-		if op == "write" || op == "datasync" || op == "create" {
-			return syscall.ENOSPC
-		}
-		return nil
-	})
-	began := time.Now()
-	if _, err := l.Record(t.Context(), audit.Power, read("during")); !errors.Is(err, audit.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
-		t.Fatalf("a full disk took an event: %v", err)
-	}
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("the refusal took %v", took)
-	}
-	if err := l.Healthy(); !errors.Is(err, syscall.ENOSPC) {
-		t.Errorf("healthy: %v", err)
-	}
-	if _, err := l.Record(t.Context(), audit.Process, read("during")); !errors.Is(err, audit.ErrUnavailable) {
-		t.Errorf("a log that is down took an event: %v", err)
-	}
-	fs.set(nil)
-	for deadline := time.Now().Add(3 * time.Second); l.Healthy() != nil && time.Now().Before(deadline); {
-		time.Sleep(10 * time.Millisecond)
-	}
-	if _, err := l.Record(t.Context(), audit.Database, read("after")); err != nil {
-		t.Fatal(err)
-	}
-	seen := patients(storage.Rows())
-	if seen["before"] != 1 || seen["during"] != 0 || seen["after"] != 1 {
-		t.Errorf("stored %v", seen)
-	}
-	alerts := alertsIn(&storage)
-	if len(alerts) != 1 || !strings.Contains(alerts[0].Event.OutcomeDesc, "2 events were refused") {
-		t.Errorf("the outage is not on record: %+v", alerts)
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
+	for name, fails := range map[string]func(op string) bool{
+		"full":   func(op string) bool { return op == "create" || op == "write" },
+		"broken": func(op string) bool { return op == "create" || op == "write" || op == "overwrite" || op == "datasync" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			fs, dir := &faults{}, t.TempDir()
+			var storage audittest.Storage
+			l := open(t, audit.Config{Dir: dir, FS: fs, Storage: &storage})
+			ship(t, l)
+			if _, err := l.Record(t.Context(), audit.Process, read("before")); err != nil {
+				t.Fatal(err)
+			}
+			fs.set(func(op, path string) error {
+				if fails(op) {
+					return syscall.ENOSPC
+				}
+				return nil
+			})
+			began := time.Now()
+			if _, err := l.Record(t.Context(), audit.Power, read("during")); !errors.Is(err, audit.ErrUnavailable) || !errors.Is(err, syscall.ENOSPC) {
+				t.Fatalf("a full disk took an event: %v", err)
+			}
+			if took := time.Since(began); took > time.Second {
+				t.Errorf("the refusal took %v", took)
+			}
+			if err := l.Healthy(); !errors.Is(err, syscall.ENOSPC) {
+				t.Errorf("healthy: %v", err)
+			}
+			if _, err := l.Record(t.Context(), audit.Process, read("during")); !errors.Is(err, audit.ErrUnavailable) {
+				t.Errorf("a log that is down took an event: %v", err)
+			}
+			time.Sleep(100 * time.Millisecond)
+			var told []string
+			for row, err := range audit.Records(audit.OS{}, filepath.Join(dir, l.Stream().String()), l.Stream()) {
+				if err == nil && row.Event.Type == audit.TypeSecurityAlert {
+					told = append(told, row.Event.OutcomeDesc)
+				}
+			}
+			if want := name == "full"; want != (len(told) == 1 && strings.Contains(told[0], "no space left")) {
+				t.Errorf("on record during the outage: %q", told)
+			}
+			fs.set(nil)
+			for deadline := time.Now().Add(3 * time.Second); l.Healthy() != nil && time.Now().Before(deadline); {
+				time.Sleep(10 * time.Millisecond)
+			}
+			if _, err := l.Record(t.Context(), audit.Database, read("after")); err != nil {
+				t.Fatal(err)
+			}
+			seen := patients(storage.Rows())
+			if seen["before"] != 1 || seen["during"] != 0 || seen["after"] != 1 {
+				t.Errorf("stored %v", seen)
+			}
+			contiguous(t, storage.Rows())
+			if alerts := alertsIn(&storage); len(alerts) != 1+len(told) || !strings.Contains(alerts[0].Event.OutcomeDesc, "2 events were refused") {
+				t.Errorf("the outage is not on record: %+v", alerts)
+			}
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 

@@ -21,9 +21,18 @@ type FS interface {
 	Remove(path string) error
 	// SyncDir makes the names in a directory durable.
 	SyncDir(path string) error
+	// Space tells how full the file system is that holds a directory.
+	Space(dir string) (Space, error)
 	// Lock takes an exclusive lock for this process, on a file that it creates when missing, until the closer is closed
 	// or the process ends. It returns ErrLocked at once when another holder lives.
 	Lock(path string) (io.Closer, error)
+}
+
+// Space is how much room a file system has for a process without privileges.
+type Space struct {
+	Free  int64 // bytes; negative when it is not known
+	Total int64 // bytes
+	Files int64 // files that can still be made; negative when it is not known
 }
 
 // File is an open journal file.
@@ -36,6 +45,9 @@ type File interface {
 	// Datasync makes the file's content durable against a power cut (fdatasync(2)). After an error the state of what was
 	// written is unknown, and calling it again would report success without having written: the journal never does.
 	Datasync() error
+	// Linked reports whether the name by which the file was opened still leads to it: a file that somebody removed or replaced
+	// can be written to for ever, and nobody will find what was written (HashiCorp Vault issue 31718).
+	Linked() (bool, error)
 }
 
 // ErrLocked says that a living process holds the lock.
@@ -91,6 +103,9 @@ func (OS) SyncDir(path string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// Space implements FS.
+func (OS) Space(dir string) (Space, error) { return space(dir) }
+
 // Lock implements FS with flock(2) where there is one.
 func (OS) Lock(path string) (io.Closer, error) {
 	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_CREATE, 0o600)
@@ -114,3 +129,15 @@ func (f osFile) Size() (int64, error) {
 }
 
 func (f osFile) Datasync() error { return datasync(f.File) }
+
+func (f osFile) Linked() (bool, error) {
+	open, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	named, err := os.Stat(f.Name())
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(open, named), err
+}

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	crand "crypto/rand"
 	"encoding/hex"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -25,7 +27,13 @@ type Config struct {
 	Storage       Storage       // where groups are shipped; nil keeps the journal only
 	Capacity      int           // events waiting for the committer; 8192 when 0
 	SegmentBytes  int64         // 64 MiB when 0
-	TicketTimeout time.Duration // how long Record waits; 2 s when 0
+	TicketTimeout time.Duration // how long Record waits, by the monotonic clock; 2 s when 0
+	MinFree       int64         // bytes below which callers are refused; when 0, two segments, but at most 1/16 of the volume; negative: none
+	GiveUpAfter   time.Duration // how long the file system may fail before Failed says so; 60 s when 0
+	Heartbeat     time.Duration // between heartbeats; 10 s when 0, none when negative
+	MaxSkew       time.Duration // from the database's clock, beyond which callers are refused; 5 min when 0
+	Keep          time.Duration // how long shipped segments are kept; 7 days when 0, not at all when negative
+	KeepBytes     int64         // and how many bytes of them; 1 GiB when 0
 	Logger        *slog.Logger
 	Now           func() time.Time // nil = time.Now
 	FS            FS               // nil = the operating system
@@ -37,11 +45,9 @@ type Log struct {
 	fs      FS
 	now     func() time.Time
 	logger  *slog.Logger
-	dir     string
-	stream  StreamID
+	home    atomic.Pointer[home]
 	run     [16]byte
 	opened  time.Time // with its monotonic reading
-	lock    io.Closer
 	journal journal
 
 	in     chan *submission
@@ -56,17 +62,33 @@ type Log struct {
 	syncing   bool
 	repairing bool // the syncer keeps its hands off
 
-	wake      chan struct{} // a group waits for power
-	broken    chan struct{} // the syncer found the segment failed
-	synced    chan struct{} // an fdatasync ended, either way
-	busy      atomic.Bool   // an fdatasync is under way
-	finished  chan struct{} // the committer is done
-	stopped   chan struct{} // the syncer is done
-	down      atomic.Pointer[error]
+	wake      chan struct{}         // a group waits for power
+	broken    chan struct{}         // the syncer found the segment failed
+	synced    chan struct{}         // an fdatasync ended, either way
+	busy      atomic.Bool           // an fdatasync is under way
+	finished  chan struct{}         // the committer is done
+	stopped   chan struct{}         // the syncer is done
+	down      atomic.Pointer[error] // why the journal takes nothing
+	skewed    atomic.Pointer[error] // why callers are refused although it does
+	skew      atomic.Int64          // wall clock minus the database's, ns
+	failed    chan error            // see Failed
+	renewals  chan renewal
 	committer committer
+
+	ending   chan struct{} // no more heartbeats
+	rested   chan struct{} // the heart stopped
+	rotated  chan struct{} // a segment was begun
+	position sync.Mutex    // of the file that says it; home does not change meanwhile
 
 	shipping shipping
 	counters counters
+}
+
+// home is where this process's stream is.
+type home struct {
+	dir    string
+	stream StreamID
+	lock   io.Closer
 }
 
 type counters struct {
@@ -88,11 +110,13 @@ const (
 // Open locks a stream directory under cfg.Dir (the first that no living process holds, a new one otherwise), recovers
 // its journal, starts the committer and records that the application started. A torn tail is repaired, a damaged
 // directory is left to an investigation (its readable events are still shipped) and a new stream begun: either is
-// recorded as a security alert. Only a directory that cannot be written makes Open fail.
+// recorded as a security alert. A disk that is full refuses callers until there is room. Only a directory that cannot be
+// used at all makes Open fail, with an error that wraps ErrIO.
 func Open(cfg Config) (*Log, error) {
 	l := &Log{
 		cfg: cfg, fs: cfg.FS, now: cfg.Now, logger: cfg.Logger, opened: time.Now(),
 		wake: make(chan struct{}, 1), broken: make(chan struct{}, 1), synced: make(chan struct{}, 1), finished: make(chan struct{}), stopped: make(chan struct{}),
+		failed: make(chan error, 1), renewals: make(chan renewal), ending: make(chan struct{}), rested: make(chan struct{}), rotated: make(chan struct{}, 1),
 	}
 	if l.cfg.Capacity <= 0 {
 		l.cfg.Capacity = defaultCapacity
@@ -103,6 +127,11 @@ func Open(cfg Config) (*Log, error) {
 	if l.cfg.TicketTimeout <= 0 {
 		l.cfg.TicketTimeout = defaultTimeout
 	}
+	l.cfg.GiveUpAfter = cmp.Or(l.cfg.GiveUpAfter, defaultGiveUp)
+	l.cfg.Heartbeat = cmp.Or(l.cfg.Heartbeat, defaultHeartbeat)
+	l.cfg.MaxSkew = cmp.Or(l.cfg.MaxSkew, defaultMaxSkew)
+	l.cfg.Keep = cmp.Or(l.cfg.Keep, defaultKeep)
+	l.cfg.KeepBytes = cmp.Or(l.cfg.KeepBytes, defaultKeepBytes)
 	if l.fs == nil {
 		l.fs = OS{}
 	}
@@ -121,24 +150,30 @@ func Open(cfg Config) (*Log, error) {
 	}
 	alerts, err := l.adopt()
 	if err != nil {
-		return nil, fmt.Errorf("opening journal: %w", err)
+		return nil, fmt.Errorf("opening journal: %w: %w", err, ErrIO)
 	}
 	go l.commit()
 	go l.sync()
+	go l.beat()
 	start := []*Event{l.application("110120")}
 	for _, desc := range alerts {
 		start = append(start, l.alert(desc))
 	}
-	if _, err := l.Record(context.Background(), Power, start...); err != nil {
-		return nil, errors.Join(fmt.Errorf("opening journal: %w", err), l.shut())
+	if err := l.tellNow(start...); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening journal: %w: %w", err, ErrIO), l.shut())
 	}
 	return l, nil
 }
 
 // adopt takes a stream and leaves the journal open for writing. The alerts say what was found on the way.
 func (l *Log) adopt() (alerts []string, err error) {
-	if err := l.fs.MkdirAll(l.cfg.Dir); err != nil {
-		return nil, err
+	if _, err := l.fs.ReadDir(l.cfg.Dir); errors.Is(err, os.ErrNotExist) {
+		if err := l.fs.MkdirAll(l.cfg.Dir); err != nil {
+			return nil, err
+		}
+		if err := l.fs.SyncDir(filepath.Dir(l.cfg.Dir)); err != nil {
+			return nil, err
+		}
 	}
 	streams, err := listStreams(l.fs, l.cfg.Dir)
 	if err != nil {
@@ -157,10 +192,9 @@ func (l *Log) adopt() (alerts []string, err error) {
 		found, err := recoverStream(l.fs, dir, stream, l.logger)
 		alerts = append(alerts, found.alerts...)
 		if err == nil && !found.damaged {
-			err = l.begin(dir, stream, found)
+			err = l.begin(home{dir, stream, lock}, found)
 		}
 		if err == nil && !found.damaged {
-			l.lock = lock
 			return alerts, nil
 		}
 		if err != nil {
@@ -170,41 +204,69 @@ func (l *Log) adopt() (alerts []string, err error) {
 			return nil, err
 		}
 	}
-	var stream StreamID
-	if _, err := crand.Read(stream[:]); err != nil {
-		return nil, err
-	}
-	dir := streamDir(l.cfg.Dir, stream)
-	if err := l.fs.MkdirAll(dir); err != nil {
-		return nil, err
-	}
-	if err := l.fs.SyncDir(l.cfg.Dir); err != nil {
-		return nil, err
-	}
-	lock, err := l.fs.Lock(filepath.Join(dir, lockName))
+	fresh, err := l.found()
 	if err != nil {
 		return nil, err
 	}
-	if err := l.begin(dir, stream, recovered{}); err != nil {
-		return nil, errors.Join(err, lock.Close())
+	if err := l.begin(fresh, recovered{}); err != nil {
+		return nil, errors.Join(err, fresh.lock.Close())
 	}
-	l.lock = lock
 	return alerts, nil
 }
 
-// begin starts a new segment where the recovered stream ends.
-func (l *Log) begin(dir string, stream StreamID, from recovered) error {
-	l.dir, l.stream = dir, stream
-	l.journal = journal{fs: l.fs, dir: dir, stream: stream, limit: l.cfg.SegmentBytes, number: from.number, prepared: make(chan preparation, 1)}
+// found makes the directory of a new stream and locks it.
+func (l *Log) found() (p home, err error) {
+	if _, err := crand.Read(p.stream[:]); err != nil {
+		return p, err
+	}
+	p.dir = streamDir(l.cfg.Dir, p.stream)
+	if err := l.fs.MkdirAll(p.dir); err != nil {
+		return p, err
+	}
+	if err := l.fs.SyncDir(l.cfg.Dir); err != nil {
+		return p, err
+	}
+	p.lock, err = l.fs.Lock(filepath.Join(p.dir, lockName))
+	return p, err
+}
+
+// begin starts a new segment where the recovered stream ends: in the reserve where the disk is full.
+func (l *Log) begin(p home, from recovered) error {
+	l.home.Store(&p)
+	l.journal = l.journalAt(p)
+	l.journal.number = from.number
 	c := &l.committer
-	c.next, c.chain, c.part = from.next, from.chain, from.part
-	if err := l.replace(nil); err != nil {
+	c.next, c.chain, c.part, c.saltsAt = from.next, from.chain, from.part, len(c.salts)
+	now := l.read()
+	offset := now.offset()
+	c.clock.last, c.clock.anchor, c.clock.trusted = offset, offset, offset
+	if size, err := fileSize(l.fs, filepath.Join(p.dir, reserveName)); err == nil && size == l.journal.smallest() {
+		l.journal.stocked = true
+	}
+	err := l.replace(nil)
+	if err == nil {
+		if err := l.journal.stock(); err != nil {
+			l.logger.Warn("audit journal has no reserve", "error", err)
+		}
+	} else if noSpace(err) {
+		if _, failed := l.useReserve(nil); failed != nil {
+			return errors.Join(err, failed)
+		}
+		c.reserved = true
+		l.fall(err)
+		err = nil
+	}
+	if err != nil {
 		return err
 	}
 	l.counters.oldestInLog.Store(from.oldest)
 	l.shipping.oldest.Store(l.now().UnixMicro()) // until the shipper knows better
 	l.counters.bytes.Add(from.bytes)
 	return nil
+}
+
+func (l *Log) journalAt(p home) journal {
+	return journal{fs: l.fs, dir: p.dir, stream: p.stream, limit: l.cfg.SegmentBytes, prepared: make(chan preparation, 1)}
 }
 
 func streamDir(dir string, stream StreamID) string { return filepath.Join(dir, stream.String()) }
@@ -249,6 +311,25 @@ func (l *Log) Record(ctx context.Context, level Level, events ...*Event) (Receip
 	return Receipt{events: events}, nil
 }
 
+// tell hands over an event of the system's own: it is taken during an outage, too.
+func (l *Log) tell(level Level, events ...*Event) (Ticket, error) {
+	s := &submission{granted: make(chan error, 1), system: true}
+	if err := l.submit(s, level, events); err != nil {
+		return Ticket{}, err
+	}
+	return Ticket{s: s, timeout: l.cfg.TicketTimeout}, nil
+}
+
+// tellNow waits until they survive a power cut.
+func (l *Log) tellNow(events ...*Event) error {
+	ticket, err := l.tell(Power, events...)
+	if err != nil {
+		return err
+	}
+	_, err = ticket.Wait(context.Background())
+	return err
+}
+
 // Submit is Record without the wait: the event is on its way, and the Ticket is redeemed later.
 func (l *Log) Submit(level Level, events ...*Event) (Ticket, error) {
 	s := &submission{granted: make(chan error, 1)}
@@ -274,8 +355,8 @@ func (l *Log) accept(s *submission, level Level, events []*Event) error {
 	if level == Database && l.cfg.Storage == nil {
 		return fmt.Errorf("recording at level database without a storage: %w", ErrUnavailable)
 	}
-	if down := l.down.Load(); down != nil {
-		return fmt.Errorf("recording: %w: %w", *down, ErrUnavailable)
+	if err := l.refusing(); err != nil && !s.system {
+		return fmt.Errorf("recording: %w: %w", err, ErrUnavailable)
 	}
 	now := l.now()
 	for i, e := range events {
@@ -294,6 +375,17 @@ func (l *Log) accept(s *submission, level Level, events []*Event) error {
 		return fmt.Errorf("recording: %w: %w", err, ErrUnavailable)
 	}
 	return l.enqueue(s)
+}
+
+// refusing returns why callers are refused.
+func (l *Log) refusing() error {
+	if down := l.down.Load(); down != nil {
+		return *down
+	}
+	if skewed := l.skewed.Load(); skewed != nil {
+		return *skewed
+	}
+	return nil
 }
 
 // enqueue hands the submission to the committer.
@@ -348,8 +440,7 @@ func (l *Log) Close() error {
 	if closed {
 		return nil
 	}
-	_, err := l.Record(context.Background(), Power, l.application("110121"))
-	return errors.Join(err, l.shut())
+	return errors.Join(l.tellNow(l.application("110121")), l.shut())
 }
 
 // shut ends the goroutines and releases what they used.
@@ -361,11 +452,14 @@ func (l *Log) shut() error {
 	if closed {
 		return nil
 	}
+	close(l.ending)
+	<-l.rested
 	close(l.in)
 	<-l.finished
 	<-l.stopped
 	l.shipping.end(l)
-	return l.lock.Close()
+	l.savePosition()
+	return l.home.Load().lock.Close()
 }
 
 // Healthy returns nil when the journal takes events and what it holds can be shipped, or what stands in the way.
@@ -376,17 +470,21 @@ func (l *Log) Healthy() error {
 	if closed {
 		return fmt.Errorf("log is closed: %w", ErrUnavailable)
 	}
-	if down := l.down.Load(); down != nil {
-		return fmt.Errorf("journal: %w: %w", *down, ErrUnavailable)
+	if err := l.refusing(); err != nil {
+		return fmt.Errorf("journal: %w: %w", err, ErrUnavailable)
 	}
 	if broken := l.shipping.broken.Load(); broken != nil {
 		return fmt.Errorf("shipping: %w", *broken)
+	}
+	if refused := l.shipping.refused.Load(); refused != nil {
+		return fmt.Errorf("shipping: %w", refused.err)
 	}
 	return nil
 }
 
 // Stream is the id of this process's stream.
-func (l *Log) Stream() StreamID { return l.stream }
+// It changes when Storage refuses to continue it: see Run.
+func (l *Log) Stream() StreamID { return l.home.Load().stream }
 
 // Stats is a snapshot of counters, as database/sql's DBStats is.
 type Stats struct {
@@ -397,6 +495,8 @@ type Stats struct {
 	JournalBytes                             int64
 	GroupCommits, Syncs                      uint64
 	SyncTime                                 time.Duration // sum over all syncs
+	Skew                                     time.Duration // wall clock minus the database's, as far as it is known
+	Refused                                  uint64        // streams that Storage did not continue
 }
 
 // Stats returns the snapshot. Its numbers are read one after the other, not at one instant.
@@ -405,6 +505,7 @@ func (l *Log) Stats() Stats {
 	s := Stats{
 		Recorded: c.recorded.Load(), Rejected: c.rejected.Load(), Shipped: l.shipping.rows.Load(), Queued: len(l.in),
 		JournalBytes: c.bytes.Load(), GroupCommits: c.groups.Load(), Syncs: c.syncs.Load(), SyncTime: time.Duration(c.syncTime.Load()),
+		Skew: time.Duration(l.skew.Load()), Refused: l.shipping.streams.Load(),
 	}
 	if l.cfg.Storage == nil {
 		return s
@@ -415,7 +516,7 @@ func (l *Log) Stats() Stats {
 	shipped := max(l.shipping.next.Load(), c.oldestInLog.Load())
 	if written := c.written.Load(); written > shipped {
 		s.Pending = written - shipped
-		s.Lag = max(0, l.now().Sub(time.UnixMicro(l.shipping.oldest.Load())))
+		s.Lag = max(0, time.Since(time.UnixMicro(l.shipping.oldest.Load())))
 	}
 	return s
 }

@@ -52,6 +52,14 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 		return found, nil
 	}
 	found.number = max(found.number, segments[len(segments)-1].number)
+	if ended, err := exists(fs, filepath.Join(dir, endedName)); err != nil || ended {
+		found.damaged = true // and reported when it was ended
+		return found, err
+	}
+	at, err := readPosition(fs, dir, stream)
+	if err != nil {
+		return found, err
+	}
 	for _, s := range segments {
 		if isDamaged(s.path) {
 			found.damaged = true // and reported when it was found
@@ -60,16 +68,25 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 	if found.damaged {
 		return found, nil
 	}
-	torn, err := walk(fs, segments, stream, &found)
-	if err != nil || torn == nil {
+	torn, err := walk(fs, segments, stream, at.shipped, &found)
+	if err != nil {
 		return found, err
+	}
+	if torn == nil && found.next < at.synced {
+		found.damaged = true
+		found.alerts = append(found.alerts, fmt.Sprintf("stream %s: the journal lost records %d to %d, which were durable; the stream ends there", stream, found.next, at.synced-1))
+		logger.Error("audit journal lost its tail", "stream", stream, "seq", found.next, "durable", at.synced)
+		return found, end(fs, dir)
+	}
+	if torn == nil {
+		return found, nil
 	}
 	broken := &segments[torn.at]
 	lost, err := acknowledged(fs, segments[torn.at:], torn.off, stream, found.next)
 	if err != nil {
 		return found, err
 	}
-	if lost {
+	if lost || at.synced > found.next {
 		found.damaged = true
 		found.alerts = append(found.alerts, fmt.Sprintf("stream %s: acknowledged records from %d on are damaged; the stream ends there", stream, found.next))
 		logger.Error("audit journal is damaged", "stream", stream, "segment", filepath.Base(broken.path), "offset", torn.off, "seq", found.next)
@@ -101,18 +118,28 @@ func dropPrepared(fs FS, path string, started []segmentInfo) (number uint64, los
 	return number, false, fs.Remove(path)
 }
 
-// walk checks everything from the first kept record on. It leaves in found where the readable part ends, and returns a
+// walk checks everything from the segment on that holds the record, or the first that is kept: what was shipped and kept need
+// not be read at a start. It leaves in found where the readable part ends, and returns a
 // tear when that is not where the journal ends.
-func walk(fs FS, segments []segmentInfo, stream StreamID, found *recovered) (*tear, error) {
-	for i := range segments {
+func walk(fs FS, segments []segmentInfo, stream StreamID, from uint64, found *recovered) (*tear, error) {
+	skipped := 0
+	for skipped < len(segments)-1 && !segments[skipped].damaged && segments[skipped].limit <= from {
+		size, err := fileSize(fs, segments[skipped].path)
+		if err != nil {
+			return nil, err
+		}
+		found.bytes += size
+		skipped++
+	}
+	for i := skipped; i < len(segments); i++ {
 		s := &segments[i]
-		if s.damaged && i > 0 && s.limit <= found.next {
+		if s.damaged && i > skipped && s.limit <= found.next {
 			continue // it failed before it held anything, and a later segment took over
 		}
 		if s.damaged {
 			return &tear{at: i}, nil
 		}
-		if i == 0 {
+		if i == skipped {
 			found.next, found.chain, found.part, found.oldest = s.head.first, s.head.prev, s.head.floor, s.head.first
 		}
 		if s.head.first >= s.limit {

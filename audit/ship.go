@@ -19,6 +19,10 @@ const (
 	retryLast    = 5 * time.Second
 	orphansEvery = 5 * time.Second
 	closingWait  = 2 * time.Second
+
+	defaultKeep      = 7 * 24 * time.Hour
+	defaultKeepBytes = 1 << 30
+	trimEvery        = time.Second
 )
 
 // shipping is what the shipper shares with the rest of the Log.
@@ -29,7 +33,10 @@ type shipping struct {
 	broken  atomic.Pointer[error]
 	active  atomic.Bool // Run ships this stream
 	failing atomic.Bool // the last attempt failed
+	short   atomic.Bool // of space: keep nothing that was shipped
 	hurry   atomic.Int64
+	streams atomic.Uint64 // that Storage did not continue
+	refused atomic.Pointer[refusal]
 
 	mu      sync.Mutex
 	waiting []*submission // at level Database, by last
@@ -84,6 +91,23 @@ func (p *shipping) stored(next uint64) {
 	p.waiting = append(p.waiting[:0], p.waiting[n:]...)
 }
 
+// refusal is a stream that Storage did not continue, until its records are recorded again in the next one.
+type refusal struct {
+	stream StreamID
+	err    error
+}
+
+// restart begins a new stream: whoever waits for records of the old one is refused.
+func (p *shipping) restart() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.waiting {
+		s.grant(fmt.Errorf("the database does not continue the stream: %w", ErrUnavailable))
+	}
+	p.waiting = nil
+	p.next.Store(0)
+}
+
 func (p *shipping) urgent() bool {
 	if p.hurry.Load() > 0 {
 		return true
@@ -125,8 +149,10 @@ func (p *shipping) end(l *Log) {
 }
 
 // Run ships groups to Storage until ctx is done or the log is closed, retrying for ever with jittered backoff. It also
-// ships what other streams' dead processes left behind under cfg.Dir. It returns nil when it was told to stop. Call it
-// once.
+// ships what other streams' dead processes left behind under cfg.Dir. A stream that Storage does not continue (ErrChain: it was
+// restored from a backup, or a twin of this host wrote on) is ended and a new one begun, in which the records that Storage does
+// not have are recorded again; when Storage does not continue that one either, shipping stops. Run returns nil when it was told
+// to stop. Call it once.
 func (l *Log) Run(ctx context.Context) error {
 	if l.cfg.Storage == nil {
 		return nil
@@ -146,21 +172,57 @@ func (l *Log) Run(ctx context.Context) error {
 	}()
 	var orphans sync.WaitGroup
 	orphans.Go(func() { l.shipOrphans(ctx) })
-	own := courier{l: l, dir: l.dir, stream: l.stream, own: true}
 	l.shipping.active.Store(true)
-	err := own.run(ctx)
+	l.shipOwn(ctx)
 	l.shipping.active.Store(false)
-	if err != nil {
-		err = fmt.Errorf("stream %s: %w", l.stream, err)
-		l.shipping.broken.Store(&err)
-		l.logger.Error("audit shipping stopped", "error", err)
-		if _, err := l.Submit(Process, l.alert("the database does not continue this stream; shipping stopped")); err != nil {
-			l.logger.Error("audit alert was not recorded", "error", err)
-		}
-		<-ctx.Done()
-	}
+	<-ctx.Done()
 	orphans.Wait()
 	return nil
+}
+
+// shipOwn returns when ctx is done, or when it is no use.
+func (l *Log) shipOwn(ctx context.Context) {
+	for {
+		p, before := l.home.Load(), l.shipping.rows.Load()
+		own := courier{l: l, dir: p.dir, stream: p.stream, own: true}
+		err := own.run(ctx)
+		if err == nil {
+			return
+		}
+		err = fmt.Errorf("stream %s: %w", p.stream, err)
+		l.logger.Error("audit stream is not continued by the database", "error", err)
+		if l.shipping.streams.Add(1) > 1 && l.shipping.rows.Load() == before {
+			l.shipping.broken.Store(&err) // it is not this stream
+			l.logger.Error("audit shipping stopped", "error", err)
+			if _, err := l.tell(Process, l.alert("the database does not continue this stream; shipping stopped")); err != nil {
+				l.logger.Error("audit alert was not recorded", "error", err)
+			}
+			return
+		}
+		l.shipping.refused.Store(&refusal{p.stream, err})
+		for l.askRenewal(ctx) != nil {
+			if !pause(ctx, retryLast) {
+				return
+			}
+		}
+	}
+}
+
+// askRenewal has the committer begin a new stream.
+func (l *Log) askRenewal(ctx context.Context) error {
+	r := renewal{done: make(chan error, 1)}
+	select {
+	case l.renewals <- r:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-l.finished:
+		return ErrUnavailable
+	}
+	err := <-r.done
+	if err != nil {
+		l.logger.Error("audit stream was not renewed", "error", err)
+	}
+	return err
 }
 
 // Drain waits until everything recorded so far is in Storage, or ctx is done. Without a Storage it returns at once.
@@ -205,7 +267,7 @@ func (l *Log) shipOrphans(ctx context.Context) {
 			l.logger.Error("audit streams cannot be listed", "error", err)
 		}
 		for _, stream := range streams {
-			if stream == l.stream || ctx.Err() != nil {
+			if stream == l.Stream() || ctx.Err() != nil {
 				continue
 			}
 			lock, err := l.fs.Lock(filepath.Join(streamDir(l.cfg.Dir, stream), lockName))
@@ -217,6 +279,9 @@ func (l *Log) shipOrphans(ctx context.Context) {
 				err := l.shipOrphan(ctx, stream)
 				if err != nil {
 					l.logger.Error("audit stream of a dead process cannot be shipped", "stream", stream, "error", err)
+				}
+				if refused := l.shipping.refused.Load(); err == nil && refused != nil && refused.stream == stream {
+					l.shipping.refused.Store(nil)
 				}
 				// Trying again helps against neither damage nor another history.
 				done[stream] = ctx.Err() == nil && (err == nil || errors.Is(err, errFrame) || errors.Is(err, ErrChain))
@@ -233,9 +298,12 @@ func (l *Log) shipOrphans(ctx context.Context) {
 
 func (l *Log) shipOrphan(ctx context.Context, stream StreamID) error {
 	dir := streamDir(l.cfg.Dir, stream)
+	if done, err := l.rescued(dir); done || err != nil {
+		return err
+	}
 	found, err := recoverStream(l.fs, dir, stream, l.logger)
 	for _, desc := range found.alerts {
-		if _, err := l.Submit(Process, l.alert(desc)); err != nil {
+		if _, err := l.tell(Process, l.alert(desc)); err != nil {
 			return err
 		}
 	}
@@ -243,8 +311,20 @@ func (l *Log) shipOrphan(ctx context.Context, stream StreamID) error {
 		return err
 	}
 	c := courier{l: l, dir: dir, stream: stream}
-	if err = c.run(ctx); found.damaged && errors.Is(err, errFrame) {
-		err = l.rescue(ctx, dir, stream)
+	err = c.run(ctx)
+	switch {
+	case errors.Is(err, ErrChain):
+		from, err := readPosition(l.fs, dir, stream)
+		if err != nil {
+			return err
+		}
+		return l.rescue(ctx, dir, stream, from.shipped, "which the database does not continue")
+	case found.damaged && errors.Is(err, errFrame):
+		next, _, err := l.cfg.Storage.Head(ctx, stream)
+		if err != nil {
+			return fmt.Errorf("asking for the head: %w", err)
+		}
+		return l.rescue(ctx, dir, stream, next, "behind the damage")
 	}
 	return err
 }
@@ -255,6 +335,8 @@ type courier struct {
 	dir    string
 	stream StreamID
 	own    bool // of this process: follow it; otherwise ship what is there and return
+
+	trimmed time.Time // when old segments were last looked for
 }
 
 // run returns nil when ctx is done, and for a stream of a dead process when all is shipped. It returns an error when the
@@ -291,9 +373,6 @@ func (c *courier) follow(ctx context.Context, wait *time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("asking for the head: %w", err)
 	}
-	if c.own {
-		c.l.shipping.stored(next)
-	}
 	if c.own && next > c.l.counters.written.Load() {
 		return fmt.Errorf("storage has %d records of %d: %w", next, c.l.counters.written.Load(), ErrChain)
 	}
@@ -302,6 +381,12 @@ func (c *courier) follow(ctx context.Context, wait *time.Duration) error {
 		t.newest = c.l.counters.segment.Load
 	}
 	defer t.close()
+	if err := t.agree(); err != nil {
+		return err
+	}
+	if c.own {
+		c.l.shipping.stored(next)
+	}
 	for {
 		b, err := c.collect(ctx, &t)
 		if len(b.Rows) == 0 || ctx.Err() != nil {
@@ -320,9 +405,7 @@ func (c *courier) follow(ctx context.Context, wait *time.Duration) error {
 			c.l.shipping.oldest.Store(b.Rows[len(b.Rows)-1].PartTime.UnixMicro())
 			c.l.shipping.stored(t.next)
 		}
-		if err := c.trim(t.next); err != nil {
-			c.l.logger.Warn("audit segments cannot be trimmed", "stream", c.stream, "error", err)
-		}
+		c.trim(t.next)
 	}
 }
 
@@ -339,6 +422,9 @@ func (c *courier) collect(ctx context.Context, t *cursor) (Batch, error) {
 			}
 			if len(b.Rows) == 0 {
 				rest = time.Hour
+				if c.l.shipping.short.Load() {
+					c.trim(t.next)
+				}
 			}
 			timer := time.NewTimer(rest)
 			select {
@@ -377,28 +463,49 @@ func (c *courier) collect(ctx context.Context, t *cursor) (Batch, error) {
 	return b, nil
 }
 
-// trim removes whole segments that Storage has, but never the last: it holds the place where the stream goes on.
-func (c *courier) trim(shipped uint64) error {
+// trim removes segments that Storage has and that need not be kept, from time to time.
+func (c *courier) trim(shipped uint64) {
+	if c.l.cfg.Keep > 0 && time.Since(c.trimmed) < trimEvery {
+		return
+	}
+	c.trimmed = time.Now()
+	if err := c.trimSegments(shipped); err != nil {
+		c.l.logger.Warn("audit segments cannot be trimmed", "stream", c.stream, "error", err)
+	}
+}
+
+// trimSegments never removes the last segment: it holds the place where the stream goes on. A segment is as old as the part time
+// with which the next one begins.
+func (c *courier) trimSegments(shipped uint64) error {
 	segments, _, err := listSegments(c.l.fs, c.dir, c.stream)
 	if err != nil {
 		return err
 	}
-	removed := false
-	for i, s := range segments {
-		if i == len(segments)-1 || s.limit > shipped || s.damaged || isDamaged(s.path) {
-			break
-		}
-		size, err := fileSize(c.l.fs, s.path)
-		if err != nil {
+	n := 0 // segments that were shipped
+	for n < len(segments)-1 && segments[n].limit <= shipped && !segments[n].damaged && !isDamaged(segments[n].path) {
+		n++
+	}
+	sizes, kept := make([]int64, n), int64(0)
+	for i := range n {
+		if sizes[i], err = fileSize(c.l.fs, segments[i].path); err != nil {
 			return err
 		}
-		if err := c.l.fs.Remove(s.path); err != nil {
+		kept += sizes[i]
+	}
+	removed := false
+	for i := range n {
+		old := c.l.now().UnixMicro()-segments[i+1].head.floor > c.l.cfg.Keep.Microseconds()
+		if c.l.cfg.Keep > 0 && !old && kept <= c.l.cfg.KeepBytes && !c.l.shipping.short.Load() {
+			break
+		}
+		if err := c.l.fs.Remove(segments[i].path); err != nil {
 			return err
 		}
 		removed = true
+		kept -= sizes[i]
 		if c.own {
-			c.l.counters.bytes.Add(-size)
-			c.l.counters.oldestInLog.Store(s.limit)
+			c.l.counters.bytes.Add(-sizes[i])
+			c.l.counters.oldestInLog.Store(segments[i].limit)
 		}
 	}
 	if !removed {

@@ -14,6 +14,7 @@ type submission struct {
 	bodies  []byte // encoded events, one after the other
 	ends    []int  // where each ends
 	level   Level
+	system  bool        // the system's own: taken during an outage, too
 	granted chan error  // buffered; gets exactly one value
 	gone    atomic.Bool // nobody waits any more
 	timer   *time.Timer // stopped unless somebody waits

@@ -66,7 +66,7 @@ func VerifyJournal(fs FS, dir string, stream StreamID) (State, error) {
 		return state, fmt.Errorf("verifying journal: %w", err)
 	}
 	var found recovered
-	torn, err := walk(fs, segments, stream, &found)
+	torn, err := walk(fs, segments, stream, 0, &found)
 	if err != nil {
 		return state, fmt.Errorf("verifying journal: %w", err)
 	}
