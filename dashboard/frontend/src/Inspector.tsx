@@ -67,7 +67,7 @@ export function Inspector({ event: e, onClose, onQuery }: Props) {
           {fact('Stream', <span className="mono">{e.stream}</span>)}
           {fact('Sequence', <span className="mono">{e.seq}</span>)}
           {fact('Leaf hash', <span className="mono">{e.leaf}</span>)}
-          {fact('Stored', utc(e.ingested))}
+          {e.ingested && fact('Stored', utc(e.ingested))}
           {fact('Event id', <span className="mono">{e.id}</span>)}
         </Facts>
       </Stack>

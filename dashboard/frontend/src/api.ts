@@ -2,22 +2,35 @@
 
 export interface EventPage {
   events: Event[];
-  /** Cursor of the next page; empty on the last */
+  /** Cursor of older events; empty when there are none */
   next: string;
+  /** Cursor of newer events; empty on the newest page */
+  prev: string;
+  /** false: the page ended before it was full because looking took long; go on with next */
+  complete: boolean;
+  query: Query;
 }
 
+/** Problem details (RFC 9457). parameter, position and allowed say what is at fault, and never quote it */
 export interface Problem {
   type: string;
   title: string;
   status: number;
   detail: string;
   request_id: string;
+  /** Name of the parameter at fault */
+  parameter?: string;
+  /** Where in it, in characters from 0 */
+  position?: number;
+  /** What it takes */
+  allowed?: string[];
 }
 
 export interface Event {
   id: string;
   recorded: string;
-  ingested: string;
+  /** Not known of events of the live trail */
+  ingested?: string;
   type: string;
   interaction: string;
   action: string;
@@ -39,6 +52,19 @@ export interface Event {
   seq: number;
   /** Merkle leaf hash, hex */
   leaf: string;
+  /** The event holds sealed search text */
+  searched: boolean;
+}
+
+/** The query as it was understood */
+export interface Query {
+  /** In the query language */
+  q: string;
+  terms: Term[];
+  /** Free text */
+  text?: string;
+  from?: string;
+  to?: string;
 }
 
 export interface Agent {
@@ -74,4 +100,11 @@ export interface Timing {
   database: number;
   crypto: number;
   audit: number;
+}
+
+export interface Term {
+  field: string;
+  op: "is" | "prefix" | "at least" | "below";
+  not: boolean;
+  values: string[];
 }

@@ -4,7 +4,7 @@ import type { Event } from './api';
 import { duration, outcome, purpose, sentence, utc, what, who } from './format';
 
 const event: Event = {
-  id: 'i', recorded: '2026-11-22T02:49:26.123456Z', ingested: '2026-11-22T02:49:27Z', type: 'rest', interaction: 'read', action: 'R', outcome: 0,
+  id: 'i', recorded: '2026-11-22T02:49:26.123456Z', ingested: '2026-11-22T02:49:27Z', type: 'rest', interaction: 'read', action: 'R', outcome: 0, searched: false,
   agent: { user: 'dr-rivera', name: 'Dr. Ana Rivera', client: 'my-app' }, purpose: 'TREAT', patient: 'p1', entities: [{ type: 'Patient', id: 'p1', version: 2 }],
   classes: ['name'], decision: { allowed: true, rule: 'clinician/treatment' }, timing: { total: 412, auth: 0, decision: 0, database: 0, crypto: 0, audit: 0 },
   stream: 's', seq: 1, leaf: 'l',

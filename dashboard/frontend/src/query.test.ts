@@ -13,7 +13,7 @@ describe('parseQuery', () => {
     ['Patient:abc', { patient: 'abc' }],
     ['  request_id:r-1   slow read ', { request_id: 'r-1', q: 'slow read' }],
     ['agent:"two words" x', { agent: 'two words', q: 'x' }],
-    ['"a:b"', { q: 'a:b' }],
+    ['"a:b"', { q: '"a:b"' }],
     ['outcome:refused', { outcome: '4' }],
     ['outcome:-1', { outcome: '-1' }],
     ['action:r', { action: 'R' }],

@@ -77,7 +77,8 @@ export function parseQuery(input: string): Query | QueryError {
     if (parsed === undefined) return { message: `${value} does not fit ${name}: ${field.hint}.`, at: start };
     filters[name.toLowerCase()] = parsed;
   }
-  if (words.length) filters.q = words.join(' ');
+  // The API's own query language reads the words: what would mean something in it stands in quotes.
+  if (words.length) filters.q = words.map((w) => (/[:"\\]|^-/.test(w) ? `"${w.replace(/["\\]/g, '\\$&')}"` : w)).join(' ');
   return { filters };
 }
 
