@@ -154,7 +154,7 @@ func parts(q audit.Query, rollup *relation, days bool) []part {
 // rowsOf are the newest rows of a query.
 func rowsOf(q audit.Query) part {
 	q.After, q.Forward = audit.Position{}, false
-	f := newFindSQL(q)
+	f := newFindSQL(q, time.Time{})
 	return part{
 		of: trail, rows: f, args: f.args,
 		from: `(SELECT *, 1::bigint AS events, ` + when + ` AS at FROM (` + f.scanned("*", findScan) + `) scanned WHERE ` + f.others.String() + `) fitting`,

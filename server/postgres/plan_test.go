@@ -137,7 +137,7 @@ func TestTrailPlans(t *testing.T) {
 		"of a request": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, "r-77")}}, month + "_request_id_idx"},
 		"one event":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldID, strings.Repeat("a1", 16))}}, month + "_event_id_idx"},
 	} {
-		sql, args := newFindSQL(test.query).page(50)
+		sql, args := newFindSQL(test.query, nearby(&test.query)).page(50)
 		plan := explain(t, conn, sql, args...)
 		if !strings.Contains(plan, test.index) || strings.Contains(plan, "Seq Scan on "+month) {
 			t.Errorf("%s does not go by %s:\n%s", what, test.index, plan)

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,8 +34,9 @@ func (r *trailReader) Find(ctx context.Context, q audit.Query) (audit.Found, err
 		return found, fmt.Errorf("querying trail: %w", err)
 	}
 	page, deadline := q.Page(), time.Now().Add(findTime)
+	near := nearby(&q)
 	for {
-		f := newFindSQL(q)
+		f := newFindSQL(q, near)
 		sql, args := f.page(page + 1 - len(found.Events))
 		rows, err := r.pool.Query(ctx, sql, args...)
 		if err != nil {
@@ -50,20 +52,62 @@ func (r *trailReader) Find(ctx context.Context, q audit.Query) (audit.Found, err
 			found.Next = found.Events[page-1].Position()
 			return found, nil
 		}
-		if len(f.others) == 0 {
+		var last audit.Position
+		more := false
+		if len(f.others) > 0 { // so there were rows that do not fit: were they all there are?
+			if last, more, err = r.last(ctx, f); err != nil {
+				return found, err
+			}
+		}
+		switch {
+		case more && time.Now().After(deadline):
+			found.Next = last
 			return found, nil
-		}
-		// Not enough of the rows that were looked at fit: are there more?
-		last, more, err := r.last(ctx, f)
-		if err != nil || !more {
-			return found, err
-		}
-		q.After, found.Next = last, last
-		if time.Now().After(deadline) {
+		case more:
+			q.After = last
+		case near.IsZero():
 			return found, nil
+		default:
+			q.After, near = beyond(near, q.Forward), time.Time{}
 		}
-		found.Next = audit.Position{}
 	}
+}
+
+// nearTime is where a query without an end looks first, in the direction of reading. It is most often enough, and a plan for some
+// partitions is made much sooner than one for six years of them.
+const nearTime = 35 * 24 * time.Hour
+
+// nearby is the part time up to which a query looks first; zero when it looks everywhere at once.
+func nearby(q *audit.Query) time.Time {
+	if path := pathOf(q.Terms); path >= 0 && (q.Terms[path].Field == audit.FieldID || q.Terms[path].Field == audit.FieldRequest) {
+		return time.Time{}
+	}
+	start, end, towards := q.After.PartTime, q.From, -nearTime
+	if q.Forward {
+		end, towards = q.To, nearTime
+		if start.IsZero() {
+			start = q.From
+		}
+	} else if start.IsZero() {
+		start = cmp.Or(q.To, time.Now())
+	}
+	near := start.Add(towards).Truncate(time.Microsecond)
+	if start.IsZero() || !end.IsZero() && near.Before(end) == !q.Forward {
+		return time.Time{}
+	}
+	return near
+}
+
+// beyond is the position after which everything lies that a query with this near does not look at.
+func beyond(near time.Time, forward bool) audit.Position {
+	if !forward {
+		return audit.Position{PartTime: near}
+	}
+	p := audit.Position{PartTime: near.Add(-time.Microsecond)}
+	for i := range p.ID {
+		p.ID[i] = 0xff
+	}
+	return p
 }
 
 // last returns the position of the last row that a statement may look at; more is false when it looks at all there are.
@@ -103,7 +147,8 @@ func (a *arguments) add(v any) string {
 	return "$" + strconv.Itoa(len(*a))
 }
 
-func newFindSQL(q audit.Query) *findSQL {
+// newFindSQL builds the statement for what is near, see nearby.
+func newFindSQL(q audit.Query, near time.Time) *findSQL {
 	f := &findSQL{order: "part_ts DESC, event_id DESC"}
 	// part_ts prunes, see audit.Row.Time.
 	if !q.From.IsZero() {
@@ -115,6 +160,13 @@ func newFindSQL(q audit.Query) *findSQL {
 	than := "<"
 	if q.Forward {
 		f.order, than = "part_ts, event_id", ">"
+	}
+	switch {
+	case near.IsZero():
+	case q.Forward:
+		f.path = append(f.path, "part_ts < "+f.args.add(near))
+	default:
+		f.path = append(f.path, "part_ts >= "+f.args.add(near))
 	}
 	if q.After != (audit.Position{}) {
 		// The first condition alone prunes partitions.
