@@ -371,6 +371,18 @@ func (v *Invariants) hashes(indexes []int64) ([]tlog.Hash, error) {
 	return out, nil
 }
 
+// Prove returns the consistency proof between two sizes of the tree that the last Check recomputed, for a witness.
+func (v *Invariants) Prove(old, size int64) (tlog.TreeProof, error) {
+	if old == 0 {
+		return nil, nil
+	}
+	p, err := tlog.ProveTree(size, old, tlog.HashReaderFunc(v.hashes))
+	if err != nil {
+		return nil, fmt.Errorf("proving consistency: %w", err)
+	}
+	return p, nil
+}
+
 // checkBatch checks a stored batch against its rows and its stream, and returns its leaves. Of a batch that was checked before
 // it only takes the leaves from memory.
 func (v *Invariants) checkBatch(ctx context.Context, s *step, b audit.Span) ([]audit.Hash, error) {
