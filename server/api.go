@@ -94,13 +94,15 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 	return a, nil
 }
 
-// wait returns when ctx is done (nil) or serving failed.
+// wait returns when ctx is done (nil), when serving failed, or when the audit journal cannot be written any more.
 func (a *api) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return nil
 	case err := <-a.failed:
 		return fmt.Errorf("serving: %w", err)
+	case err := <-a.rooms.log.Failed():
+		return fmt.Errorf("audit journal: %w", err)
 	}
 }
 

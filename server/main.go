@@ -10,7 +10,7 @@
 //	chartkeep bench              the compliant path beside the bare floor
 //
 // Every flag has an environment variable CHARTKEEP_…, secrets are file paths, unknown settings are errors. Exit code 0 is
-// done, 1 failed, 2 bad usage.
+// done, 1 failed, 2 bad usage, 74 (EX_IOERR of sysexits.h) says that the audit journal cannot be written: traffic belongs elsewhere.
 package main
 
 import (
@@ -26,10 +26,15 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/chartkeep/chartkeep/audit"
 )
 
 // errUsage marks errors that end with exit code 2.
 var errUsage = errors.New("bad usage")
+
+// exitIO is the exit code when the audit journal's file system fails: EX_IOERR of sysexits.h.
+const exitIO = 74
 
 // commandLine is every verb with its flags.
 type commandLine struct {
@@ -63,7 +68,8 @@ func run(ctx context.Context, args []string, term terminal) int {
 	exited := -1
 	parser, err := kong.New(&cl,
 		kong.Name("chartkeep"),
-		kong.Description("A patient-record API whose audit cannot be lost, whose records are sealed field by field, and that stays fast."),
+		kong.Description("A patient-record API whose audit cannot be lost, whose records are sealed field by field, and that stays fast. "+
+			"Exit codes: 0 done, 1 failed, 2 bad usage, 74 the audit journal's file system fails."),
 		kong.DefaultEnvars("CHARTKEEP"),
 		kong.Writers(term.out, term.err),
 		kong.Exit(func(code int) { exited = code }),
@@ -98,6 +104,9 @@ func run(ctx context.Context, args []string, term terminal) int {
 	case errors.Is(err, errUsage):
 		fmt.Fprintln(term.err, "chartkeep:", strings.TrimSuffix(err.Error(), ": "+errUsage.Error()))
 		return 2
+	case errors.Is(err, audit.ErrIO):
+		fmt.Fprintln(term.err, "chartkeep:", err)
+		return exitIO
 	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
 		fmt.Fprintln(term.err, "chartkeep: interrupted")
 		return 1

@@ -109,22 +109,24 @@ type roomsCollector struct {
 func newDescs() map[string]*prometheus.Desc {
 	d := map[string]*prometheus.Desc{}
 	for name, help := range map[string]string{
-		"audit_recorded_total":      "Audit events made durable in the journal.",
-		"audit_rejected_total":      "Audit events that could not be made durable; their requests were refused.",
-		"audit_shipped_total":       "Audit events stored in the database.",
-		"audit_quarantined_total":   "Stored audit events whose columns the table would not take; they are kept aside, whole.",
-		"audit_queue_depth":         "Audit events waiting for the committer.",
-		"audit_journal_pending":     "Audit events in the journal and not yet in the database.",
-		"audit_journal_lag_seconds": "Age of the oldest audit event that is not yet in the database.",
-		"audit_journal_bytes":       "Size of the journal on disk.",
-		"audit_group_commits_total": "Group writes of the journal.",
-		"audit_syncs_total":         "fdatasync calls of the journal.",
-		"audit_sync_seconds_total":  "Time spent in fdatasync.",
-		"timings_dropped_total":     "Durations of requests that were not recorded in the trail.",
-		"auth_policy_version":       "Version of the access policy in force.",
-		"auth_jwks_keys":            "Keys of the issuer at hand.",
-		"auth_tokens_refused_total": "Tokens refused.",
-		"auth_jwks_age_seconds":     "Time since the issuer's keys were fetched.",
+		"audit_recorded_total":        "Audit events made durable in the journal.",
+		"audit_rejected_total":        "Audit events that could not be made durable; their requests were refused.",
+		"audit_shipped_total":         "Audit events stored in the database.",
+		"audit_quarantined_total":     "Stored audit events whose columns the table would not take; they are kept aside, whole.",
+		"audit_queue_depth":           "Audit events waiting for the committer.",
+		"audit_journal_pending":       "Audit events in the journal and not yet in the database.",
+		"audit_journal_lag_seconds":   "Age of the oldest audit event that is not yet in the database.",
+		"audit_journal_bytes":         "Size of the journal on disk.",
+		"audit_group_commits_total":   "Group writes of the journal.",
+		"audit_syncs_total":           "fdatasync calls of the journal.",
+		"audit_sync_seconds_total":    "Time spent in fdatasync.",
+		"timings_dropped_total":       "Durations of requests that were not recorded in the trail.",
+		"audit_clock_skew_seconds":    "Wall clock minus the database's.",
+		"audit_streams_refused_total": "Journal streams that the database did not continue; their events were recorded again.",
+		"auth_policy_version":         "Version of the access policy in force.",
+		"auth_jwks_keys":              "Keys of the issuer at hand.",
+		"auth_tokens_refused_total":   "Tokens refused.",
+		"auth_jwks_age_seconds":       "Time since the issuer's keys were fetched.",
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
 	}
@@ -165,6 +167,8 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("audit_syncs_total", a.Syncs)
 	emit("audit_sync_seconds_total", prometheus.CounterValue, a.SyncTime.Seconds())
 	counter("timings_dropped_total", c.timings.Dropped())
+	gauge("audit_clock_skew_seconds", a.Skew.Seconds())
+	counter("audit_streams_refused_total", a.Refused)
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
 	cache("relationships", access.Hits, access.Misses)
