@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -143,12 +144,18 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
 	}
+	var running atomic.Pointer[api] // once it is
 	issuer, err := openIssuer(v.Data, f, func(tokenID, session string) {
-		if tokenID != "" {
-			verifier.Revoke(auth.Revocation{Kind: "token", ID: tokenID})
-		}
-		if session != "" {
-			verifier.Revoke(auth.Revocation{Kind: "session", ID: session})
+		for _, r := range []auth.Revocation{{Kind: "token", ID: tokenID}, {Kind: "session", ID: session}} {
+			if r.ID == "" {
+				continue
+			}
+			verifier.Revoke(r)
+			if a := running.Load(); a != nil {
+				if err := a.server.SessionEnded(r.ID); err != nil {
+					log.Error("sign-out was not recorded", "error", err)
+				}
+			}
 		}
 	})
 	if err != nil {
@@ -167,6 +174,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
+	running.Store(a)
 	defer func() { err = errors.Join(err, a.close(ctx)) }()
 	if err := awaitReady(ctx, origin+"/readyz"); err != nil {
 		return err

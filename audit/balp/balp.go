@@ -99,6 +99,14 @@ func Interactions(subtype string) []string {
 	return list
 }
 
+// Profiles are the BALP profiles that resources may claim, to go after ProfileBase.
+func Profiles() []string {
+	return []string{
+		"Read", "PatientRead", "Query", "PatientQuery", "Create", "PatientCreate", "Update", "PatientUpdate", "Delete", "PatientDelete",
+		"PrivacyDisclosure.Source", "AuthZconsent", "OAUTHaccessTokenUse.Minimal",
+	}
+}
+
 // profileOf names the BALP profile that the event's resource satisfies, "" for none.
 func profileOf(e *audit.Event) string {
 	client, patient := e.Agent.Client != "" && e.Agent.Network != "", validID(e.Patient)

@@ -328,9 +328,12 @@ func TestGolden(t *testing.T) {
 		}
 	}
 	for name := range table {
-		if !seen[name] {
-			t.Errorf("no example of %s", name)
+		if !seen[name] || !slices.Contains(balp.Profiles(), name) {
+			t.Errorf("no example of %s, or it is not among the profiles", name)
 		}
+	}
+	if len(balp.Profiles()) != len(table) {
+		t.Errorf("profiles %v", balp.Profiles())
 	}
 }
 

@@ -5,16 +5,17 @@ import (
 	"strings"
 )
 
-// grant is the part of the requested scopes that a persona may have: the contexts and letters of its default scope
+// grant is the part of the requested scopes that a persona may have: the contexts, types and letters of its default scope
 // (https://hl7.org/fhir/smart-app-launch/scopes-and-launch-context.html). A scope that is wider is narrowed, one that does
 // not parse or has a search constraint is left out. Somebody with user/ scopes may give an app patient/ scopes as well.
 func grant(p Persona, requested string) string {
-	limits := map[string]string{} // context to letters
+	type limit struct{ kind, letters string }
+	limits := map[string]limit{} // by context
 	for scope := range strings.FieldsSeq(p.Scope) {
-		if context, _, letters, ok := resourceScope(scope); ok {
-			limits[context] = letters
-			if context == "user" {
-				limits["patient"] = letters
+		if context, kind, letters, ok := resourceScope(scope); ok {
+			limits[context] = limit{kind, letters}
+			if context == "user" && kind == "*" {
+				limits["patient"] = limit{kind, letters}
 			}
 		}
 	}
@@ -27,7 +28,7 @@ func grant(p Persona, requested string) string {
 				continue
 			}
 		case "launch/patient":
-			if limits["patient"] == "" {
+			if limits["patient"] == (limit{}) {
 				continue
 			}
 		default:
@@ -35,18 +36,23 @@ func grant(p Persona, requested string) string {
 			if !ok {
 				continue
 			}
+			most := limits[context]
 			may := strings.Map(func(r rune) rune {
-				if strings.ContainsRune(limits[context], r) {
+				if strings.ContainsRune(most.letters, r) {
 					return r
 				}
 				return -1
 			}, letters)
-			switch may {
-			case "":
+			narrower := kind
+			if most.kind != "*" {
+				narrower = most.kind
+			}
+			switch {
+			case may == "", kind != "*" && kind != narrower:
 				continue
-			case letters: // as it was asked for, v1 or v2
+			case may == letters && kind == narrower: // as it was asked for, v1 or v2
 			default:
-				scope = context + "/" + kind + "." + may
+				scope = context + "/" + narrower + "." + may
 			}
 		}
 		if !slices.Contains(granted, scope) {

@@ -760,7 +760,9 @@ func TestGrantScopes(t *testing.T) {
 		{"nurse-okafor", "user/*.cruds user/Patient.d", "user/*.crus"},
 		{"researcher-kim", "user/Patient.* user/Patient.write", "user/Patient.rs"},
 		{"patient-1", "user/*.rs patient/*.write patient/*.s launch/patient", "patient/*.s launch/patient"},
-		{"officer-diaz", "openid fhirUser user/*.rs launch/patient offline_access", "openid offline_access"},
+		{"officer-diaz", "openid fhirUser user/*.rs launch/patient offline_access", "openid user/AuditEvent.rs offline_access"},
+		{"officer-diaz", "user/Patient.rs user/AuditEvent.read user/AuditEvent.cruds patient/*.rs", "user/AuditEvent.read user/AuditEvent.rs"},
+		{"admin-root", "openid user/*.rs user/AuditEvent.rs", "openid"},
 		{"app-backend", "system/*.cruds system/Patient.rs system/Patient.rs", "system/*.cruds system/Patient.rs"},
 		{"dr-rivera", "user/Observation.rs?category=laboratory user/*.sr user/*. user/.rs USER/*.rs user/Pat-ient.rs other", ""},
 	} {

@@ -66,11 +66,11 @@ func Personas(patientOne string) []Persona {
 		},
 		{
 			Name: "officer-diaz", Display: "Carmen Díaz", Roles: []string{"officer"},
-			What: "compliance officer, reads the audit trail, no charts", Scope: signIn,
+			What: "compliance officer, reads the audit trail, no charts", Scope: "user/AuditEvent.rs " + signIn,
 		},
 		{
 			Name: "security-amari", Display: "Youssef Amari", Roles: []string{"security"},
-			What: "security analyst, reads the audit trail and metrics, no charts", Scope: signIn,
+			What: "security analyst, reads the audit trail and metrics, no charts", Scope: "user/AuditEvent.rs " + signIn,
 		},
 		{
 			Name: "admin-root", Display: "Sam Root", Roles: []string{"admin"},

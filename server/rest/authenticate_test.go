@@ -191,3 +191,52 @@ func TestForwardedFor(t *testing.T) {
 		}
 	}
 }
+
+// TestSignIn: the first accepted token of a session is an event, durable before anything is answered; later ones are not, and
+// neither are tokens that were refused.
+func TestSignIn(t *testing.T) {
+	d := deploy(t, nil)
+	d.patient("p1")
+	signIns := func(user string) []audit.Stored {
+		return d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldType, "110114"), audit.Is(audit.FieldOutcome, "0"), audit.Is(audit.FieldAgent, user)}})
+	}
+	token := func(jti string) string {
+		return d.issuer.token(t, d.base, "backend", "system/*.cruds", func(c map[string]any) {
+			c["sub"], c["jti"], c["sid"], c["acr"], c["amr"] = "service-7", jti, "session-7", "urn:example:mfa", []string{"pwd", "hwk"}
+		})
+	}
+	for _, jti := range []string{"token-1", "token-1", "token-2"} { // the same session, a token refreshed
+		d.want(d.do("GET", "/fhir/R4/Patient/p1", token(jti), ""), 200)
+	}
+	in := signIns("service-7")
+	if len(in) != 1 {
+		t.Fatalf("%d sign-ins: %+v", len(in), in)
+	}
+	e := in[0].Event
+	detail, err := audit.DecodeSignIn(e.Detail)
+	if err != nil || detail.TokenID != "token-1" || detail.ACR != "urn:example:mfa" || len(detail.AMR) != 2 || detail.Expires.IsZero() {
+		t.Errorf("detail %+v, %v", detail, err)
+	}
+	if e.Interaction != audit.InteractionLogin || e.Agent.Session != "session-7" || e.Agent.Client != "test-app" || e.Agent.Network != "127.0.0.1" || e.Action != audit.ActionExecute {
+		t.Errorf("recorded %+v", e)
+	}
+	// A refused request signs in, too: it is the token that was accepted.
+	d.want(d.do("GET", "/v1/roles", d.as("clinician"), ""), 403)
+	if in := signIns("clinician-1"); len(in) != 1 {
+		t.Errorf("%d sign-ins of somebody who may not", len(in))
+	}
+	// A bad token does not.
+	before := len(d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldInteraction, audit.InteractionLogin)}}))
+	d.want(d.do("GET", "/fhir/R4/Patient/p1", token("token-3")+"x", ""), 401)
+	if after := len(d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldInteraction, audit.InteractionLogin)}})); after != before {
+		t.Errorf("%d sign-ins after a bad token, %d before", after, before)
+	}
+	// What was seen here can be seen to end; what was not, cannot.
+	for _, id := range []string{"session-7", "session-7", "never-seen"} {
+		check(t, d.server.SessionEnded(id))
+	}
+	out := d.events(audit.Query{Terms: []audit.Term{audit.Is(audit.FieldInteraction, audit.InteractionLogout)}})
+	if len(out) != 1 || out[0].Event.Agent.User != "service-7" || out[0].Event.Agent.Session != "session-7" {
+		t.Errorf("sign-outs %+v", out)
+	}
+}

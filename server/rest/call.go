@@ -86,11 +86,11 @@ func (c *call) guarded() (err error) {
 	switch g := c.route.guard; g.kind {
 	case guardOpen, guardMounted:
 	case guardRecords:
-		if err := c.authenticate(); err != nil {
+		if err := c.authenticated(); err != nil {
 			return err
 		}
 	case guardCapability:
-		if err := c.authenticate(); err != nil {
+		if err := c.authenticated(); err != nil {
 			return err
 		}
 		if err := c.allow(g); err != nil {

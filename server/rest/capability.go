@@ -110,6 +110,8 @@ type (
 	}
 	resourceMode struct {
 		Type              string        `json:"type"`
+		SupportedProfile  []string      `json:"supportedProfile,omitempty"`
+		Documentation     string        `json:"documentation,omitempty"`
 		Interaction       []coded       `json:"interaction"`
 		Versioning        string        `json:"versioning"`
 		ReadHistory       bool          `json:"readHistory"`
@@ -119,8 +121,9 @@ type (
 		SearchParam       []searchParam `json:"searchParam"`
 	}
 	searchParam struct {
-		Name string `json:"name"`
-		Type string `json:"type"`
+		Name          string `json:"name"`
+		Type          string `json:"type"`
+		Documentation string `json:"documentation,omitempty"`
 	}
 )
 
@@ -139,6 +142,9 @@ func (s *Server) newCapability() (document, error) {
 	}
 	var resources []resourceMode
 	for _, t := range fhir.Types() {
+		if t == trailType {
+			resources = append(resources, trailCapability())
+		}
 		if s.types[t] == "" {
 			continue
 		}
@@ -197,10 +203,10 @@ func (s *Server) newCapability() (document, error) {
 
 // searchParams are the parameters of a type: those that work on every type, and those that phi/fhir matches.
 func searchParams(resourceType string) []searchParam {
-	list := []searchParam{{"_id", "token"}, {"_lastUpdated", "date"}}
+	list := []searchParam{{Name: "_id", Type: "token"}, {Name: "_lastUpdated", Type: "date"}}
 	for _, p := range fhir.SearchParams(resourceType) {
 		if !strings.HasPrefix(p.Name, "_") {
-			list = append(list, searchParam{p.Name, p.Type})
+			list = append(list, searchParam{Name: p.Name, Type: p.Type})
 		}
 	}
 	return list
@@ -233,7 +239,7 @@ func (s *Server) newSMART() (document, error) {
 		Revoke:       i.Revoke,
 		Grants:       []string{},
 		Methods:      []string{"S256"},
-		Scopes:       []string{"openid", "fhirUser", "launch/patient", "offline_access", "patient/*.rs", "user/*.cruds", "system/*.cruds"},
+		Scopes:       []string{"openid", "fhirUser", "launch/patient", "offline_access", "patient/*.rs", "user/*.cruds", "user/AuditEvent.rs", "system/*.cruds"},
 		Capabilities: []string{"permission-patient", "permission-user", "permission-v1", "permission-v2"},
 	}
 	if i.Authorize != "" {

@@ -16,8 +16,13 @@ import (
 
 // resourceType is the type that the path names, in our own text.
 func (c *call) resourceType() (string, error) {
-	if t, ok := c.s.types[c.http.Params("type")]; ok {
+	name := c.http.Params("type")
+	if t, ok := c.s.types[name]; ok {
 		return t, nil
+	}
+	if name == trailType && c.http.Method() != http.MethodGet && c.http.Method() != http.MethodHead {
+		c.http.Response().Header.Set("Allow", "GET, HEAD, OPTIONS")
+		return "", &refusal{status: http.StatusMethodNotAllowed, code: "not-supported", text: "audit events are recorded by the server and cannot be written"}
 	}
 	return "", &refusal{status: http.StatusNotFound, code: "not-supported", text: "this resource type is not served"}
 }
@@ -118,33 +123,10 @@ func (c *call) history() error {
 }
 
 func (c *call) search() error {
-	list, err := params(nil, c.http.Context().QueryArgs())
+	list, err := c.searchParams()
 	if err != nil {
 		return err
 	}
-	return c.searchWith(list)
-}
-
-// searchForm is a search whose parameters are kept out of the URL. Those of the URL count too.
-func (c *call) searchForm() error {
-	list, err := params(nil, c.http.Context().QueryArgs())
-	if err != nil {
-		return err
-	}
-	if body := c.http.Request().Body(); len(body) > 0 {
-		if err := c.media("application/x-www-form-urlencoded"); err != nil {
-			return err
-		}
-		var form fasthttp.Args
-		form.ParseBytes(body)
-		if list, err = params(list, &form); err != nil {
-			return err
-		}
-	}
-	return c.searchWith(list)
-}
-
-func (c *call) searchWith(list []phi.Param) error {
 	if err := c.negotiate(); err != nil {
 		return err
 	}
@@ -161,6 +143,24 @@ func (c *call) searchWith(list []phi.Param) error {
 		return err
 	}
 	return c.send(http.StatusOK, appendSearchset(nil, c.s.cfg.Base, t, p))
+}
+
+// searchParams are the parameters of the URL and, of a POST, those of the form, which are kept out of the URL.
+func (c *call) searchParams() ([]phi.Param, error) {
+	list, err := params(nil, c.http.Context().QueryArgs())
+	if err != nil || c.http.Method() != http.MethodPost {
+		return list, err
+	}
+	body := c.http.Request().Body()
+	if len(body) == 0 {
+		return list, nil
+	}
+	if err := c.media("application/x-www-form-urlencoded"); err != nil {
+		return nil, err
+	}
+	var form fasthttp.Args
+	form.ParseBytes(body)
+	return params(list, &form)
 }
 
 func (c *call) create() error {
@@ -253,17 +253,16 @@ func (c *call) bundle() error {
 	if err != nil {
 		return err
 	}
-	for _, t := range gjson.GetBytes(body, "entry.#.resource.resourceType").Array() {
-		if fhir.Known(t.String()) && c.s.types[t.String()] == "" {
-			return &refusal{status: http.StatusBadRequest, code: "not-supported", text: "the bundle holds a resource type that is not served"}
-		}
-	}
 	who, err := c.caller()
 	if err != nil {
 		return err
 	}
 	b, err := c.s.cfg.Records.Bundle(c.ctx, who, body)
 	if err != nil {
+		if r := refused(err); r.status == http.StatusMethodNotAllowed { // an entry of the transaction, not the method of this request
+			r.status = http.StatusUnprocessableEntity
+			return r
+		}
 		return err
 	}
 	// A page does not say of which type it is; the request does.

@@ -366,21 +366,6 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
-// TestTrailIsNotWritable tries to slip an AuditEvent in, past the routes that do not take one.
-func TestTrailIsNotWritable(t *testing.T) {
-	d := deploy(t, nil)
-	for _, spelling := range []string{`"resourceType":"AuditEvent"`, `"resourceType":"Audit\u0045vent"`, `"resource\u0054ype":"AuditEvent"`} {
-		body := `{"resourceType":"Bundle","type":"%s","entry":[{"resource":{` + spelling + `,"type":{"code":"rest"},"recorded":"2020-01-01T00:00:00Z",` +
-			`"agent":[{"requestor":true}],"source":{"observer":{"display":"x"}}},"request":{"method":"POST","url":"AuditEvent"}}]}`
-		for _, kind := range []string{"transaction", "batch"} {
-			d.want(d.do("POST", "/fhir/R4", d.as("backend"), fmt.Sprintf(body, kind)), http.StatusBadRequest)
-		}
-	}
-	if n := d.storage.Len(); n != 0 {
-		t.Errorf("%d records were stored", n)
-	}
-}
-
 func TestBatch(t *testing.T) {
 	d := deploy(t, nil)
 	d.patient("p1")

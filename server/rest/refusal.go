@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -63,6 +64,8 @@ func ofKind(k phi.Kind) (status int, code, text string, issues bool) {
 		return http.StatusRequestEntityTooLarge, "too-long", "too large", true
 	case phi.Unavailable:
 		return http.StatusServiceUnavailable, "transient", "try again later", false
+	case phi.NotAllowed:
+		return http.StatusMethodNotAllowed, "not-supported", "not supported here", true
 	default: // phi.Integrity, and a kind that this table does not know
 		return http.StatusInternalServerError, "exception", "internal error", false
 	}
@@ -198,8 +201,11 @@ func (c *call) refusalEvent(r *refusal) *audit.Event {
 		e.Outcome = audit.SeriousFailure
 	}
 	if c.route.pattern != "" { // without a route Fiber has no parameters to look in, and panics
-		if t, ok := c.s.types[c.http.Params("type")]; ok {
+		switch t, ok := c.s.types[c.http.Params("type")]; {
+		case ok:
 			e.Entities = []audit.Entity{{Type: t}}
+		case strings.HasPrefix(c.route.pattern, fhirBase+"/"+trailType), c.http.Params("type") == trailType:
+			e.Entities = []audit.Entity{{Type: trailType}}
 		}
 	}
 	if d := r.decision; d != nil {

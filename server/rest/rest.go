@@ -101,9 +101,10 @@ type Server struct {
 
 	capability, smart, openapi document
 
-	cursors *cursors
-	aliases *aliaser
-	live    *live
+	cursors  *cursors
+	aliases  *aliaser
+	live     *live
+	sessions *sessions
 
 	ctx  context.Context // ends when Shutdown gives up on handlers
 	stop context.CancelFunc
@@ -133,7 +134,7 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Level.Other == 0 {
 		cfg.Level.Other = audit.Process
 	}
-	s := &Server{cfg: cfg, logger: cfg.Logger, types: servedTypes(), start: time.Now().UTC().Truncate(time.Second)}
+	s := &Server{cfg: cfg, logger: cfg.Logger, types: servedTypes(), sessions: newSessions(), start: time.Now().UTC().Truncate(time.Second)}
 	if s.logger == nil {
 		s.logger = slog.New(slog.DiscardHandler)
 	}

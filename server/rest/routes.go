@@ -59,9 +59,12 @@ func (s *Server) table() []route {
 		{get, f + "/.well-known/smart-configuration", open, "smart-configuration", false, (*call).smartConfiguration},
 		{post, f, records, "transaction", false, (*call).bundle},
 		{post, f + "/", records, "transaction", false, (*call).bundle},
+		{get, f + "/AuditEvent", may("audit:read"), "search-type", false, (*call).auditEvents},
+		{post, f + "/AuditEvent/_search", may("audit:read"), "search-type", false, (*call).auditEvents},
+		{get, f + "/AuditEvent/:id", may("audit:read"), "read", false, (*call).auditEvent},
 		{get, f + "/:type", records, "search-type", true, (*call).search},
 		{post, f + "/:type", records, "create", true, (*call).create},
-		{post, f + "/:type/_search", records, "search-type", true, (*call).searchForm},
+		{post, f + "/:type/_search", records, "search-type", true, (*call).search},
 		{get, f + "/:type/:id", records, "read", true, (*call).read},
 		{put, f + "/:type/:id", records, "update", true, (*call).update},
 		{del, f + "/:type/:id", records, "delete", true, (*call).remove},
@@ -86,12 +89,11 @@ func (s *Server) table() []route {
 	}
 }
 
-// servedTypes are the resource types of the API. AuditEvent is not one: the trail is never writable here, and the way to
-// read it is /v1/audit/events.
+// servedTypes are the resource types that phi keeps. AuditEvent is not one: the trail has routes of its own, to read it.
 func servedTypes() map[string]string {
 	m := make(map[string]string)
 	for _, t := range fhir.Types() {
-		if t != "AuditEvent" {
+		if t != trailType {
 			m[t] = t
 		}
 	}

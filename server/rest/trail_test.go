@@ -96,8 +96,8 @@ func TestTrail(t *testing.T) {
 			break
 		}
 	}
-	if len(seen) != 2 {
-		t.Errorf("paged over %d events of the clinician, want 2", len(seen))
+	if len(seen) != 3 { // a sign-in, a read and a refusal
+		t.Errorf("paged over %d events of the clinician, want 3", len(seen))
 	}
 
 	for _, query := range []string{"?nothing=1", "?limit=0", "?limit=201", "?limit=x", "?outcome=5", "?action=XX", "?from=yesterday", "?cursor=abc", "?patient=", "?agent=a&agent=b", "?entity=Patient/..%2f"} {

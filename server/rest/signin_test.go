@@ -1,0 +1,92 @@
+package rest
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestSessionsSignInOnce: many requests of a session make one event, and all wait for it.
+func TestSessionsSignInOnce(t *testing.T) {
+	s := newSessions()
+	var made atomic.Int32
+	var durable atomic.Bool
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			err := s.enter(session{"s", "u", "c"}, func() error {
+				made.Add(1)
+				time.Sleep(20 * time.Millisecond)
+				durable.Store(true)
+				return nil
+			})
+			if err != nil || !durable.Load() {
+				t.Errorf("let through before the event was durable (%v)", err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := made.Load(); n != 1 {
+		t.Errorf("%d events", n)
+	}
+	if allocs := testing.AllocsPerRun(100, func() { _ = s.enter(session{"s", "u", "c"}, func() error { return errors.New("again") }) }); allocs != 0 {
+		t.Errorf("%v allocations for a known session", allocs)
+	}
+}
+
+// TestSessionsFailClosed: a sign-in that is not recorded lets nobody through, and is tried again.
+func TestSessionsFailClosed(t *testing.T) {
+	s := newSessions()
+	away := errors.New("the journal is away")
+	for range 3 {
+		if err := s.enter(session{id: "s"}, func() error { return away }); !errors.Is(err, away) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	if err := s.enter(session{id: "s"}, func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestSessionsAreBounded: one that is used stays known while others come and go, and memory does not grow.
+func TestSessionsAreBounded(t *testing.T) {
+	s := newSessions()
+	used := session{id: "used"}
+	fine := func() error { return nil }
+	if err := s.enter(used, fine); err != nil {
+		t.Fatal(err)
+	}
+	again := 0
+	for i := range 200_000 {
+		_ = s.enter(session{id: fmt.Sprint(i)}, fine)
+		_ = s.enter(used, func() error { again++; return nil })
+	}
+	if again != 0 {
+		t.Errorf("a session in use signed in %d more times", again)
+	}
+	n := 0
+	for i := range s.shards {
+		n += len(s.shards[i].young) + len(s.shards[i].old)
+	}
+	if n > 2*sessionShards*sessionsPerHalf {
+		t.Errorf("%d sessions are remembered", n)
+	}
+	if ended := s.end("used"); len(ended) != 1 || ended[0] != used || len(s.end("used")) != 0 {
+		t.Errorf("ended %v", ended)
+	}
+}
+
+func BenchmarkKnownSession(b *testing.B) {
+	s := newSessions()
+	key := session{"s-1", "dr-rivera", "clinic-app"}
+	_ = s.enter(key, func() error { return nil })
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			_ = s.enter(key, func() error { return nil })
+		}
+	})
+}
