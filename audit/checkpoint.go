@@ -1,7 +1,6 @@
 package audit
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"strconv"
@@ -12,6 +11,9 @@ import (
 
 // ErrCheckpoint says that a note is no checkpoint of the log, or that none of the keys that were asked for signed it.
 var ErrCheckpoint = errors.New("audit: not a checkpoint of this log")
+
+// errHash says that a text is no hash.
+var errHash = errors.New("not a hash in base64")
 
 // Checkpoint is what the log says of its tree at a size: https://c2sp.org/tlog-checkpoint, without extension lines.
 type Checkpoint struct {
@@ -103,9 +105,12 @@ func parseDecimal(s string) (int64, error) {
 
 // parseHash reads a hash in standard base64.
 func parseHash(s string) (h Hash, err error) {
-	var b [33]byte
-	if n, err := base64.StdEncoding.Strict().Decode(b[:], []byte(s)); len(s) != 44 || err != nil || n != len(h) {
-		return h, errors.New("not a hash in base64")
+	var b [33]byte // what 44 digits may hold
+	if len(s) != 44 {
+		return h, errHash
+	}
+	if n, err := strictBase64.Decode(b[:], []byte(s)); err != nil || n != len(h) {
+		return h, errHash
 	}
 	return Hash(b[:32]), nil
 }
