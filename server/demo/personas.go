@@ -73,6 +73,10 @@ func Personas(patientOne string) []Persona {
 			What: "security analyst, reads the audit trail and metrics, no charts", Scope: "user/AuditEvent.rs " + signIn,
 		},
 		{
+			Name: "assessor-lund", Display: "Freja Lund", Roles: []string{"assessor"},
+			What: "outside assessor, reads the audit trail with aliases in the place of people", Scope: signIn,
+		},
+		{
 			Name: "admin-root", Display: "Sam Root", Roles: []string{"admin"},
 			What: "administrator of roles and relationships, no charts", Scope: signIn,
 		},
