@@ -41,10 +41,13 @@ type TreeStorage interface {
 
 // Lease is the right to extend the tree, for one goroutine.
 type Lease interface {
-	// Pending returns stored batches that the tree does not hold yet, each stream's in order and without a gap, together
-	// with their leaves as the rows have them: at most about limit leaves, at least one batch where there is any. Index is
-	// not set. A batch that lacks rows has fewer leaves than its Count.
-	Pending(ctx context.Context, limit int) ([]Pending, error)
+	// Pending returns stored batches that the tree does not hold yet, each stream's in order from where the tree ends, together
+	// with their leaves as the rows have them: at most about limit leaves, at least one batch where there is any. Streams
+	// take turns, and those to skip are passed over. Index is not set.
+	Pending(ctx context.Context, skip []StreamID, limit int) ([]Pending, error)
+	// Leaves returns the leaves of a batch as its rows have them, by sequence number. A batch that lacks rows has fewer of them
+	// than its Count.
+	Leaves(ctx context.Context, s Span) ([]Hash, error)
 	// Extend stores everything in one transaction, if this lease is still the newest and the newest checkpoint has size
 	// Old; otherwise it stores nothing and fails with ErrFenced. After any other error the caller does not know: it reads
 	// the head again.
@@ -55,16 +58,18 @@ type Lease interface {
 // Pending is a stored batch on its way into the tree.
 type Pending struct {
 	Span
-	Leaves []Hash
+	Leaves []Hash        // as Lease.Leaves returns them
+	Waited time.Duration // since it was stored, by the clock of the storage
 }
 
 // Extension takes the tree from size Old to size Size.
 type Extension struct {
 	Old, Size  int64
 	Spans      []Span
-	Tiles      []Tile // full ones, new
-	Edge       []Tile // the partial ones of the new size, at most one a level: they replace the edge that was kept
-	Checkpoint []byte // signed note of Size
+	Tiles      []Tile   // full ones, new
+	Edge       []Tile   // the partial ones of the new size, at most one a level: they replace the edge that was kept
+	Checkpoint []byte   // signed note of Size
+	Keys       []string // verifier keys of the log and its witnesses in use, for Evidence.Keys
 }
 
 // Tile is the content of a tile: its hashes, one after the other.
@@ -79,7 +84,8 @@ type TreeReader interface {
 	Checkpoint(ctx context.Context) ([]byte, error)
 	// Checkpoints returns those of sizes above after, smallest first, at most limit.
 	Checkpoints(ctx context.Context, after int64, limit int) ([][]byte, error)
-	// Tiles returns the content of tiles, full or partial (tlog.Tile.W), of any published size.
+	// Tiles returns the content of tiles, full or partial (tlog.Tile.W), of any published size, each in its place; one that
+	// is not there has none.
 	Tiles(ctx context.Context, tiles []tlog.Tile) ([][]byte, error)
 	// Locate returns the span that holds a record; ok is false while it is not in the tree.
 	Locate(ctx context.Context, stream StreamID, seq uint64) (span Span, ok bool, err error)

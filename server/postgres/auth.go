@@ -118,14 +118,28 @@ func (s *AuthStorage) Ungrant(ctx context.Context, practitioner, patient, by str
 // done; then it returns nil. A lost connection is made anew with jittered backoff of 0.1 to 5 s: what was notified in
 // between is covered by the call after the reconnect.
 func (d *DB) Listen(ctx context.Context, wake func()) error {
+	return d.listenTo(ctx, "chartkeep_authz", wake)
+}
+
+// ListenIngested does the same for batches of the trail, and ListenTrail for checkpoints of its tree.
+func (d *DB) ListenIngested(ctx context.Context, wake func()) error {
+	return d.listenTo(ctx, "audit_ingested", wake)
+}
+
+// ListenTrail calls wake after each new checkpoint, see Listen.
+func (d *DB) ListenTrail(ctx context.Context, wake func()) error {
+	return d.listenTo(ctx, "audit_checkpoint", wake)
+}
+
+func (d *DB) listenTo(ctx context.Context, channel string, wake func()) error {
 	backoff := 100 * time.Millisecond
 	for ctx.Err() == nil {
 		start := time.Now()
-		err := d.listenOnce(ctx, wake)
+		err := d.listenOnce(ctx, channel, wake)
 		if ctx.Err() != nil {
 			break
 		}
-		d.logger.WarnContext(ctx, "listening for access changes broke off", "error", err)
+		d.logger.WarnContext(ctx, "listening broke off", "channel", channel, "error", err)
 		if time.Since(start) > 10*time.Second {
 			backoff = 100 * time.Millisecond
 		}
@@ -138,7 +152,7 @@ func (d *DB) Listen(ctx context.Context, wake func()) error {
 	return nil //nolint:nilerr // to be stopped is no failure
 }
 
-func (d *DB) listenOnce(ctx context.Context, wake func()) error {
+func (d *DB) listenOnce(ctx context.Context, channel string, wake func()) error {
 	conn, err := pgx.ConnectConfig(ctx, d.listen.Copy())
 	if err != nil {
 		return fmt.Errorf("connecting listener: %w", err)
@@ -148,7 +162,7 @@ func (d *DB) listenOnce(ctx context.Context, wake func()) error {
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	if _, err := conn.Exec(ctx, `LISTEN chartkeep_authz`); err != nil {
+	if _, err := conn.Exec(ctx, `LISTEN `+pgx.Identifier{channel}.Sanitize()); err != nil {
 		return bare("listening", err)
 	}
 	wake()

@@ -36,6 +36,7 @@ type Config struct {
 // PostgreSQL was away.
 type DB struct {
 	records, writer, reader *pgxpool.Pool
+	sequencer               *pgxpool.Pool // a lease has a connection of its own
 	listen                  *pgx.ConnConfig
 	logger                  *slog.Logger
 	recordStorage           *recordStorage
@@ -71,6 +72,10 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	// An officer's query is planned for its own values, so that months outside its window are pruned.
 	d.reader, err = openPool(ctx, cfg.DSN, "chartkeep_audit_reader", 4, readerTimeout, pgx.QueryExecModeCacheDescribe)
 	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	if d.sequencer, err = openPool(ctx, cfg.DSN, "chartkeep_audit_sequencer", 2, writerTimeout, pgx.QueryExecModeCacheStatement); err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -130,7 +135,7 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 
 // Close closes the pools. It waits for what is under way.
 func (d *DB) Close() {
-	for _, p := range []*pgxpool.Pool{d.records, d.writer, d.reader} {
+	for _, p := range []*pgxpool.Pool{d.records, d.writer, d.reader, d.sequencer} {
 		if p != nil {
 			p.Close()
 		}
@@ -161,11 +166,11 @@ type PoolStats struct {
 
 // Stats returns a snapshot of all pools.
 func (d *DB) Stats() []PoolStats {
-	stats := make([]PoolStats, 0, 3)
+	stats := make([]PoolStats, 0, 4)
 	for _, p := range []struct {
 		name string
 		pool *pgxpool.Pool
-	}{{"records", d.records}, {"audit_writer", d.writer}, {"audit_reader", d.reader}} {
+	}{{"records", d.records}, {"audit_writer", d.writer}, {"audit_reader", d.reader}, {"audit_sequencer", d.sequencer}} {
 		s := p.pool.Stat()
 		stats = append(stats, PoolStats{
 			Name: p.name, Acquired: s.AcquiredConns(), Idle: s.IdleConns(), Max: s.MaxConns(), Waits: s.EmptyAcquireCount(),

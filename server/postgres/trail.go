@@ -136,8 +136,9 @@ func (s *trailStorage) ingest(ctx context.Context, b audit.Batch, quarantine, co
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
 	batch := &pgx.Batch{}
 	batch.Queue(`SET LOCAL synchronous_commit = on`)
-	batch.Queue(`INSERT INTO audit_batch (stream, first_seq, last_seq, prev, chain) VALUES ($1, $2, $3, $4, $5)`,
-		[16]byte(b.Stream), int64(b.First), int64(b.First)+int64(len(b.Rows))-1, b.Prev[:], b.Chain[:])
+	batch.Queue(`INSERT INTO audit_batch (stream, first_seq, last_seq, prev, chain, first_us, last_us) VALUES ($1, $2, $3, $4, $5, $6, $7)`,
+		[16]byte(b.Stream), int64(b.First), int64(b.First)+int64(len(b.Rows))-1, b.Prev[:], b.Chain[:],
+		b.Rows[0].PartTime.UnixMicro(), b.Rows[len(b.Rows)-1].PartTime.UnixMicro())
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		switch sqlState(err) {
 		case stateIngested:
