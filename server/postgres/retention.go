@@ -211,7 +211,7 @@ func (r *Retention) Detach(ctx context.Context, partition string, patience time.
 			if time.Now().After(until) {
 				return fmt.Errorf("detaching %s: %w", partition, ErrBusy)
 			}
-			timer := time.NewTimer(100*time.Millisecond + rand.N(200*time.Millisecond))
+			timer := time.NewTimer(100*time.Millisecond + rand.N(200*time.Millisecond)) //nolint:gosec // jitter
 			select {
 			case <-timer.C:
 			case <-ctx.Done():

@@ -227,8 +227,8 @@ func TestPoisonRowIsQuarantined(t *testing.T) {
 func TestStrayMonthsGoToDefault(t *testing.T) {
 	db, name := open(t)
 	b := batchOf(t, audit.StreamID(random16()), 0, audit.Hash{}, 2)
-	b.Rows[0].PartTime = noon.AddDate(30, 0, 0)
-	b.Rows[1].PartTime = noon.AddDate(-30, 0, 0)
+	b.Rows[0].PartTime = noon.AddDate(-30, 0, 0)
+	b.Rows[1].PartTime = noon.AddDate(30, 0, 0)
 	if err := db.Audit().Ingest(t.Context(), b); err != nil {
 		t.Fatal(err)
 	}
@@ -334,6 +334,14 @@ func TestRowsFitTheirManifest(t *testing.T) {
 		"one twice": func(b audit.Batch) []audit.Row {
 			return at(b.Rows[:3], 3, 4, 4)
 		},
+		"before its time": func(b audit.Batch) []audit.Row {
+			b.Rows[1].PartTime = b.Rows[0].PartTime.Add(-time.Second)
+			return at(b.Rows[:2], 3, 4)
+		},
+		"after its time": func(b audit.Batch) []audit.Row {
+			b.Rows[1].PartTime = b.Rows[3].PartTime.Add(time.Second)
+			return at(b.Rows[:2], 3, 4)
+		},
 		"some of another month": func(b audit.Batch) []audit.Row {
 			b.Rows[1].PartTime = b.Rows[1].PartTime.AddDate(-20, 0, 0)
 			return at(b.Rows[:3], 3, 9, 5)
@@ -343,8 +351,8 @@ func TestRowsFitTheirManifest(t *testing.T) {
 			b := batchOf(t, audit.StreamID{1}, 3, audit.Hash{}, 4)
 			conn := connect(t, name, role)
 			err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-				if _, err := tx.Exec(ctx, `INSERT INTO audit_batch (stream, first_seq, last_seq, prev, chain)
-					SELECT $1, 3, 5, chain, sha256('') FROM audit_head($1)`, [16]byte(b.Stream)); err != nil {
+				if _, err := tx.Exec(ctx, `INSERT INTO audit_batch (stream, first_seq, last_seq, prev, chain, first_us, last_us)
+					SELECT $1, 3, 5, chain, sha256(''), $2, $3 FROM audit_head($1)`, [16]byte(b.Stream), b.Rows[0].PartTime.UnixMicro(), b.Rows[3].PartTime.UnixMicro()); err != nil {
 					return err
 				}
 				return (&trailStorage{}).copyRows(ctx, tx, b.Stream, rows(b), newRollup())

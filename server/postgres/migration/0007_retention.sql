@@ -25,11 +25,14 @@ DECLARE
   come   record;
   stored record;
 BEGIN
-  FOR come IN SELECT a.stream, min(a.seq) AS first, max(a.seq) AS last, count(*) AS rows, count(DISTINCT a.seq) AS numbers FROM arrived a GROUP BY a.stream LOOP
-    SELECT b.last_seq, b.xmin INTO stored FROM audit_batch b
+  FOR come IN SELECT a.stream, min(a.seq) AS first, max(a.seq) AS last, count(*) AS rows, count(DISTINCT a.seq) AS numbers,
+                (extract(epoch FROM min(a.part_ts)) * 1000000)::bigint AS first_us, (extract(epoch FROM max(a.part_ts)) * 1000000)::bigint AS last_us
+              FROM arrived a GROUP BY a.stream LOOP
+    SELECT b.last_seq, b.first_us, b.last_us, b.xmin INTO stored FROM audit_batch b
       WHERE b.stream = come.stream AND b.first_seq <= come.first ORDER BY b.first_seq DESC LIMIT 1;
     IF NOT FOUND OR stored.xmin <> pg_current_xact_id()::xid OR come.last > stored.last_seq
-       OR come.rows <> come.numbers OR come.numbers <> come.last - come.first + 1 THEN
+       OR come.rows <> come.numbers OR come.numbers <> come.last - come.first + 1
+       OR come.first_us < stored.first_us OR come.last_us > stored.last_us THEN
       RAISE EXCEPTION 'rows come without a manifest that covers them' USING ERRCODE = 'CKA04';
     END IF;
   END LOOP;
