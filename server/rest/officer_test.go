@@ -234,7 +234,7 @@ func TestInspection(t *testing.T) {
 	if p.Took == nil || p.Took.Total != 4711 || p.FHIR != "/fhir/R4/AuditEvent/"+p.ID {
 		t.Errorf("took %+v, fhir %s", p.Took, p.FHIR)
 	}
-	if p.Neighbours.Patient.Next != of(again) || p.Neighbours.User.Next != of(again) || p.Neighbours.Session.Previous != "" || p.Neighbours.Patient.Previous == "" {
+	if p.Neighbours.Patient.Next != of(again) || p.Neighbours.User.Next != of(again) || p.Neighbours.Session.Next != of(again) || p.Neighbours.Patient.Previous == "" {
 		t.Errorf("neighbours %+v", p.Neighbours)
 	}
 	if p.Inclusion.Sequenced || p.Search != nil || p.Partner != nil {
