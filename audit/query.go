@@ -116,6 +116,7 @@ func Is(f Field, values ...string) Term { return Term{Field: f, Values: values} 
 // Query selects events. The zero query selects everything, newest first.
 type Query struct {
 	Terms    []Term    // all must hold
+	Quiet    bool      // without housekeeping, see Event.Housekeeping
 	Text     string    // free text over fields that hold no PHI, see Event.SearchText; case is ignored
 	From, To time.Time // happened in [From, To), see Row.Time; zero does not restrict
 	After    Position  // go on after this event in the direction of reading; zero starts at that direction's beginning
@@ -270,6 +271,9 @@ func (q *Query) Matches(s *Stored) bool {
 	if at := s.Time(); !q.From.IsZero() && at.Before(q.From) || !q.To.IsZero() && !at.Before(q.To) {
 		return false
 	}
+	if q.Quiet && e.Housekeeping() {
+		return false
+	}
 	for i := range q.Terms {
 		t := &q.Terms[i]
 		if slices.ContainsFunc(s.Values(t.Field), t.fits) == t.Not {
@@ -368,6 +372,11 @@ func (e *Event) entities() []string {
 		names = append(names, n.Type+"/"+n.ID)
 	}
 	return names
+}
+
+// Housekeeping reports whether the event only describes the running of the log itself: heartbeats and late timings.
+func (e *Event) Housekeeping() bool {
+	return e.Type == TypeApplication && (e.Interaction == InteractionHeartbeat || e.Interaction == InteractionTimings)
 }
 
 // SearchText is what Query.Text looks in: type, interaction, user, client, network, roles, purpose, patient, entities, rule,

@@ -24,6 +24,9 @@ type relation struct {
 // when is the SQL of audit.Row.Time.
 const when = `(CASE WHEN recorded - part_ts BETWEEN interval '-10 seconds' AND interval '10 seconds' THEN recorded ELSE part_ts END)`
 
+// housekeeping is the SQL of audit.Event.Housekeeping.
+const housekeeping = `(type = '110100' AND interaction IN ('heartbeat', 'timings'))`
+
 // The trail itself, and its rollups.
 var (
 	trail = &relation{
@@ -167,6 +170,9 @@ func rolled(q audit.Query, rollup *relation, first, last time.Time, days bool) p
 	where := conditions{}
 	for i := range q.Terms {
 		where = append(where, rollup.term(&q.Terms[i], &p.args))
+	}
+	if q.Quiet {
+		where = append(where, "NOT housekeeping")
 	}
 	span := func(daily bool, from, to time.Time) string {
 		c := conditions{"daily = " + strconv.FormatBool(daily)}

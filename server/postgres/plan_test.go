@@ -134,6 +134,9 @@ func TestTrailPlans(t *testing.T) {
 		"older than":   {audit.Query{After: audit.Position{PartTime: noon, ID: random16()}}, month + "_pkey"},
 		"of a patient": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldPatient, "p-7")}}, month + "_patient_part_ts_event_id_idx"},
 		"of a user":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldAgent, "u-7")}}, month + "_agent_user_part_ts_event_id_idx"},
+		"failures":     {audit.Query{Quiet: true, Terms: []audit.Term{audit.Is(audit.FieldOutcome, "8", "12")}}, month + "_part_ts_event_id_idx"},
+		"alerts":       {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldType, string(audit.TypeSecurityAlert))}}, month + "_part_ts_event_id_idx"},
+		"refusals":     {audit.Query{Terms: []audit.Term{{Field: audit.FieldOutcome, Op: audit.OpAtLeast, Values: []string{"4"}}}}, month + "_part_ts_event_id_idx"},
 		"of a request": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, "r-77")}}, month + "_request_id_idx"},
 		"one event":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldID, strings.Repeat("a1", 16))}}, month + "_event_id_idx"},
 	} {

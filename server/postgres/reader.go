@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -174,12 +175,15 @@ func newFindSQL(q audit.Query, near time.Time) *findSQL {
 		f.path = append(f.path, fmt.Sprintf("part_ts %s= %s AND (part_ts, event_id) %[1]s (%[2]s, %[3]s)", than, t, id))
 	}
 	path := pathOf(q.Terms)
-	if path >= 0 {
+	switch {
+	case path >= 0:
 		t := &q.Terms[path]
 		f.path = append(f.path, trail.term(t, &f.args))
 		if t.Field == audit.FieldPatient {
 			f.path = append(f.path, "patient <> ''") // as its index has it
 		}
+	case slices.ContainsFunc(q.Terms, failing):
+		f.path = append(f.path, "(outcome >= 4 OR type = '110113')") // the failures' index
 	}
 	f.pathArgs = len(f.args)
 	for i := range q.Terms {
@@ -192,6 +196,9 @@ func newFindSQL(q audit.Query, near time.Time) *findSQL {
 	}
 	if !q.To.IsZero() {
 		f.others = append(f.others, when+" < "+f.args.add(q.To))
+	}
+	if q.Quiet {
+		f.others = append(f.others, "NOT "+housekeeping)
 	}
 	if q.Text != "" {
 		f.others = append(f.others, `strpos(lower(concat_ws(' ', type, interaction, agent_user, client, network, array_to_string(roles, ' '),
@@ -211,6 +218,19 @@ func pathOf(terms []audit.Term) int {
 		}
 	}
 	return -1
+}
+
+// failing reports whether a term lets nothing through but refusals, failures and security alerts.
+func failing(t audit.Term) bool {
+	switch {
+	case t.Not:
+		return false
+	case t.Field == audit.FieldType && t.Op == audit.OpIs:
+		return !slices.ContainsFunc(t.Values, func(v string) bool { return v != string(audit.TypeSecurityAlert) })
+	case t.Field == audit.FieldOutcome && t.Op != audit.OpBelow:
+		return !slices.ContainsFunc(t.Values, func(v string) bool { n, err := strconv.Atoi(v); return err != nil || n < 4 })
+	}
+	return false
 }
 
 // scanned are the rows that are looked at.

@@ -32,9 +32,10 @@ type actor struct {
 }
 
 type ending struct {
-	outcome int16
-	allowed bool
-	reason  string
+	outcome      int16
+	allowed      bool
+	reason       string
+	housekeeping bool
 }
 
 // latency is the properties of a histogram.
@@ -56,7 +57,7 @@ func newRollup() *rollup {
 
 // add counts n events like this one, as their columns have it.
 func (r *rollup) add(at time.Time, e *audit.Event, n int64) {
-	end := ending{int16(e.Outcome), e.Decision.Allowed, projected(e.Decision.Reason)}
+	end := ending{int16(e.Outcome), e.Decision.Allowed, projected(e.Decision.Reason), e.Housekeeping()}
 	hour := floorDivide(at.Unix(), 3600)
 	r.deeds[deed{
 		hour, projected(string(e.Type)), projected(e.Interaction), projected(string(rune(e.Action))),
@@ -118,27 +119,29 @@ func floorDivide(a, b int64) int64 {
 
 // cells is how audit_roll takes a rollup.
 type deedCell struct {
-	Hour        int64    `json:"hour"`
-	Type        string   `json:"type"`
-	Interaction string   `json:"interaction"`
-	Action      string   `json:"action"`
-	EntityTypes []string `json:"entity_types"`
-	Outcome     int16    `json:"outcome"`
-	Allowed     bool     `json:"allowed"`
-	Reason      string   `json:"reason"`
-	Events      int64    `json:"events"`
+	Hour         int64    `json:"hour"`
+	Type         string   `json:"type"`
+	Interaction  string   `json:"interaction"`
+	Action       string   `json:"action"`
+	EntityTypes  []string `json:"entity_types"`
+	Outcome      int16    `json:"outcome"`
+	Allowed      bool     `json:"allowed"`
+	Reason       string   `json:"reason"`
+	Housekeeping bool     `json:"housekeeping"`
+	Events       int64    `json:"events"`
 }
 
 type actorCell struct {
-	Hour    int64    `json:"hour"`
-	Client  string   `json:"client"`
-	Roles   []string `json:"roles"`
-	Purpose string   `json:"purpose"`
-	View    string   `json:"view"`
-	Outcome int16    `json:"outcome"`
-	Allowed bool     `json:"allowed"`
-	Reason  string   `json:"reason"`
-	Events  int64    `json:"events"`
+	Hour         int64    `json:"hour"`
+	Client       string   `json:"client"`
+	Roles        []string `json:"roles"`
+	Purpose      string   `json:"purpose"`
+	View         string   `json:"view"`
+	Outcome      int16    `json:"outcome"`
+	Allowed      bool     `json:"allowed"`
+	Reason       string   `json:"reason"`
+	Housekeeping bool     `json:"housekeeping"`
+	Events       int64    `json:"events"`
 }
 
 type latencyCell struct {
@@ -160,10 +163,10 @@ const rollCells = 10_000
 func (r *rollup) store(ctx context.Context, tx pgx.Tx) error {
 	deeds, actors, latencies := make([]deedCell, 0, len(r.deeds)), make([]actorCell, 0, len(r.actors)), make([]latencyCell, 0, len(r.latencies))
 	for d, n := range r.deeds {
-		deeds = append(deeds, deedCell{d.hour, d.kind, d.interaction, d.action, items(d.entityTypes), d.outcome, d.allowed, d.reason, n})
+		deeds = append(deeds, deedCell{d.hour, d.kind, d.interaction, d.action, items(d.entityTypes), d.outcome, d.allowed, d.reason, d.housekeeping, n})
 	}
 	for a, n := range r.actors {
-		actors = append(actors, actorCell{a.hour, a.client, items(a.roles), a.purpose, a.view, a.outcome, a.allowed, a.reason, n})
+		actors = append(actors, actorCell{a.hour, a.client, items(a.roles), a.purpose, a.view, a.outcome, a.allowed, a.reason, a.housekeeping, n})
 	}
 	for l, h := range r.latencies {
 		latencies = append(latencies, latencyCell{l.minute, l.route, l.role, packed(&h[0]), packed(&h[1]), packed(&h[2]), packed(&h[3]), packed(&h[4]), packed(&h[5])})

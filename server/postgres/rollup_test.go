@@ -151,7 +151,7 @@ func TestRollupsAreRecounts(t *testing.T) {
 		}
 	}
 	rapid.Check(t, func(r *rapid.T) {
-		q := audit.Query{}
+		q := audit.Query{Quiet: rapid.Bool().Draw(r, "quiet")}
 		at := rapid.Custom(func(r *rapid.T) time.Time {
 			return noon.Add(rapid.SampledFrom([]time.Duration{time.Hour, time.Minute, 24 * time.Hour, 1}).Draw(r, "unit") * time.Duration(rapid.IntRange(-80, 5).Draw(r, "ago")))
 		})

@@ -218,11 +218,8 @@ func quiet(q *audit.Query) {
 			return
 		}
 	}
-	q.Terms = append(slices.Clip(q.Terms), audit.Term{Field: audit.FieldInteraction, Not: true, Values: hidden()})
+	q.Quiet = true
 }
-
-// hidden are the interactions of events that only describe the running of the log itself.
-func hidden() []string { return []string{audit.InteractionTimings, audit.InteractionHeartbeat} }
 
 // recordLook makes the event of a look durable: who asked, about whom, with what words. What was asked is sealed like the text
 // of any search, for it may name patients.

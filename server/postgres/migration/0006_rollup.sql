@@ -6,6 +6,9 @@ SET LOCAL ROLE chartkeep_audit_owner;
 ALTER TABLE audit_event ADD COLUMN classes text[] NOT NULL DEFAULT '{}';
 CREATE OR REPLACE VIEW audit_trail AS SELECT * FROM audit_event;
 
+-- What officers look for most often is rare: refusals, failures and security alerts. The index holds nothing else.
+CREATE INDEX audit_event_failure ON audit_event (part_ts, event_id) WHERE outcome >= 4 OR type = '110113';
+
 -- Rollups are derived data: how many events of each kind an hour and a day have, by the wall clock of the event (recorded), so
 -- that facets and histograms of a long time need not count rows. They are no evidence: nobody verifies them, anybody may
 -- recompute them from the rows (audit_rebuild_rollups; chartkeep audit rebuild), and a test does. They are written in the
@@ -25,22 +28,24 @@ CREATE TABLE audit_rollup_deed (
   outcome      smallint    NOT NULL, -- -1 is an intent
   allowed      boolean     NOT NULL,
   reason       text        NOT NULL,
+  housekeeping boolean     NOT NULL, -- audit.Event.Housekeeping
   events       bigint      NOT NULL,
   PRIMARY KEY (daily, at, key)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE TABLE audit_rollup_actor (
-  daily   boolean     NOT NULL,
-  at      timestamptz NOT NULL,
-  key     bytea       NOT NULL,
-  client  text        NOT NULL,
-  roles   text[]      NOT NULL,
-  purpose text        NOT NULL,
-  view    text        NOT NULL,
-  outcome smallint    NOT NULL,
-  allowed boolean     NOT NULL,
-  reason  text        NOT NULL,
-  events  bigint      NOT NULL,
+  daily        boolean     NOT NULL,
+  at           timestamptz NOT NULL,
+  key          bytea       NOT NULL,
+  client       text        NOT NULL,
+  roles        text[]      NOT NULL,
+  purpose      text        NOT NULL,
+  view         text        NOT NULL,
+  outcome      smallint    NOT NULL,
+  allowed      boolean     NOT NULL,
+  reason       text        NOT NULL,
+  housekeeping boolean     NOT NULL,
+  events       bigint      NOT NULL,
   PRIMARY KEY (daily, at, key)
 ) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 
@@ -70,22 +75,22 @@ CREATE FUNCTION audit_roll(deeds json, actors json, latencies json) RETURNS void
   SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
   INSERT INTO audit_rollup_deed AS r
-  SELECT daily, g.at, audit_rollup_key(type, interaction, action, entity_types::text, outcome::text, allowed::text, reason),
-         type, interaction, action, entity_types, outcome, allowed, reason, sum(events)
+  SELECT daily, g.at, audit_rollup_key(type, interaction, action, entity_types::text, outcome::text, allowed::text, reason, housekeeping::text),
+         type, interaction, action, entity_types, outcome, allowed, reason, housekeeping, sum(events)
   FROM json_to_recordset(deeds) AS d(hour bigint, type text, interaction text, action text, entity_types text[], outcome smallint,
-                                     allowed boolean, reason text, events bigint),
+                                     allowed boolean, reason text, housekeeping boolean, events bigint),
        LATERAL (VALUES (false, to_timestamp(hour * 3600)), (true, date_trunc('day', to_timestamp(hour * 3600)))) g(daily, at)
-  GROUP BY daily, g.at, type, interaction, action, entity_types, outcome, allowed, reason
+  GROUP BY daily, g.at, type, interaction, action, entity_types, outcome, allowed, reason, housekeeping
   ORDER BY 1, 2, 3
   ON CONFLICT (daily, at, key) DO UPDATE SET events = r.events + excluded.events;
 
   INSERT INTO audit_rollup_actor AS r
-  SELECT daily, g.at, audit_rollup_key(client, roles::text, purpose, view, outcome::text, allowed::text, reason),
-         client, roles, purpose, view, outcome, allowed, reason, sum(events)
+  SELECT daily, g.at, audit_rollup_key(client, roles::text, purpose, view, outcome::text, allowed::text, reason, housekeeping::text),
+         client, roles, purpose, view, outcome, allowed, reason, housekeeping, sum(events)
   FROM json_to_recordset(actors) AS d(hour bigint, client text, roles text[], purpose text, view text, outcome smallint,
-                                      allowed boolean, reason text, events bigint),
+                                      allowed boolean, reason text, housekeeping boolean, events bigint),
        LATERAL (VALUES (false, to_timestamp(hour * 3600)), (true, date_trunc('day', to_timestamp(hour * 3600)))) g(daily, at)
-  GROUP BY daily, g.at, client, roles, purpose, view, outcome, allowed, reason
+  GROUP BY daily, g.at, client, roles, purpose, view, outcome, allowed, reason, housekeeping
   ORDER BY 1, 2, 3
   ON CONFLICT (daily, at, key) DO UPDATE SET events = r.events + excluded.events;
 
