@@ -27,10 +27,10 @@ type ExportOptions struct {
 	From, To time.Time
 	Select   iter.Seq2[Place, error]
 
-	Signers  []note.Signer                              // the log's, for the manifest; none leaves it unsigned
-	FHIR     func(dst []byte, s Stored) ([]byte, error) // appends a row as FHIR JSON: the bundle gets the rows in that form, too
-	Progress func(done, total int64)                    // rows; of a selection total is 0 until it is known
-	Now      func() time.Time                           // nil is time.Now
+	Signers  []note.Signer                      // the log's, for the manifest; none leaves it unsigned
+	FHIR     func(dst []byte, s *Stored) []byte // appends a row as FHIR JSON: the bundle gets the rows in that form, too
+	Progress func(done, total int64)            // rows; of a selection total is 0 until it is known
+	Now      func() time.Time                   // nil is time.Now
 }
 
 // Place is where a row is stored.
@@ -246,7 +246,8 @@ func (x *exporter) each(ctx context.Context, yield func(index int64, stream Stre
 		return nil
 	}
 	return x.eachSpan(ctx, func(s Span) error {
-		if !x.o.From.IsZero() && s.LastPart.Before(x.o.From) || !x.o.To.IsZero() && !s.FirstPart.Before(x.o.To) {
+		timed := !s.FirstPart.IsZero() && !s.LastPart.IsZero() // of an old batch they may not be known
+		if timed && (!x.o.From.IsZero() && s.LastPart.Before(x.o.From) || !x.o.To.IsZero() && !s.FirstPart.Before(x.o.To)) {
 			return nil
 		}
 		return x.batch(ctx, s, yield)
@@ -347,10 +348,8 @@ func (x *exporter) fhir(ctx context.Context, w io.Writer) error {
 		if s.Event, err = DecodeEvent(r.Body); err != nil {
 			return nil //nolint:nilerr // rows.ndjson has it as it is, and verification names it
 		}
-		if line, err = x.o.FHIR(line[:0], s); err != nil {
-			return err
-		}
-		_, err = w.Write(append(line, '\n'))
+		line = append(x.o.FHIR(line[:0], &s), '\n')
+		_, err = w.Write(line)
 		return err
 	})
 }

@@ -1,9 +1,12 @@
 package audit
 
 import (
+	"bufio"
 	"fmt"
+	"io"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // Kind is what a Finding says is wrong. The vocabulary is closed: THREATS.md names the attack behind each.
@@ -144,4 +147,84 @@ type Verified struct {
 	Frontier []Hash        `json:"frontier"` // roots of the perfect subtrees of the tree, largest first
 	Streams  []StreamState `json:"streams"`
 	Intents  []OpenIntent  `json:"intents"`
+}
+
+// Write says what was found, for people: at most shown findings, streams and intents.
+func (r *Report) Write(w io.Writer, shown int) error {
+	b := bufio.NewWriter(w) // the first error stays
+	c := r.Checkpoint
+	switch {
+	case r.Partial:
+		fmt.Fprintf(b, "A selection of the trail of %q (%q): %d rows, each proven to be in the tree of %d leaves.\n", c.Origin, r.Filter, r.Rows, c.Size)
+		if r.Signed {
+			fmt.Fprintln(b, "That no row was left out is the log's word: its key signed the manifest.")
+		} else {
+			fmt.Fprintln(b, "WARNING: no key of the log that is trusted signed the manifest: rows may have been left out.")
+		}
+	case c.Size == 0:
+		fmt.Fprintln(b, "The log has no checkpoint yet.")
+	default:
+		fmt.Fprintf(b, "The trail of %q up to leaf %d, root %s.\n", c.Origin, c.Size, c.Root)
+		fmt.Fprintf(b, "%d rows hashed, %d batches, %d signed checkpoints", r.Rows, r.Spans, r.Checkpoints)
+		for _, n := range []struct {
+			n    int64
+			what string
+		}{{r.From, "leaves taken over from an earlier verification"}, {r.Pruned, "rows dropped under a pruning record"}, {r.Unsampled, "rows not sampled"},
+			{r.Unsequenced, "rows not in the tree yet"}} {
+			if n.n > 0 {
+				fmt.Fprintf(b, ", %d %s", n.n, n.what)
+			}
+		}
+		fmt.Fprintln(b, ".")
+	}
+	if r.Anchors > 0 {
+		fmt.Fprintf(b, "It continues %d checkpoints known from outside.\n", r.Anchors)
+	}
+	if r.Ahead > 0 {
+		fmt.Fprintf(b, "WARNING: %d checkpoints from outside are newer than this export, which could not be held against them.\n", r.Ahead)
+	}
+	if r.Witnessed != nil {
+		fmt.Fprintf(b, "Size %d was cosigned at %s by %s.\n", r.Witnessed.Size, r.Witnessed.At.Format(time.RFC3339), strings.Join(r.Witnessed.By, ", "))
+	}
+	unaccounted := 0
+	for _, s := range r.Streams {
+		if s.Unaccounted {
+			if unaccounted++; unaccounted <= shown {
+				fmt.Fprintf(b, "Unaccounted: stream %s gave no sign of life after record %d at %s, and did not stop.\n", s.Stream, s.Next-1, s.Last.Format(time.RFC3339))
+			}
+		}
+	}
+	for i, x := range r.Intents {
+		if i < shown {
+			fmt.Fprintf(b, "Open intent: event %s, stream %s, record %d at %s: no outcome is recorded.\n", x.Event, x.Stream, x.Seq, x.At.Format(time.RFC3339))
+		}
+	}
+	fmt.Fprintf(b, "%d streams, %d of them unaccounted; %d open intents.\n", len(r.Streams), unaccounted, r.OpenIntents)
+	for i, f := range r.Findings {
+		if i < shown {
+			// A hostile bundle chooses its file names.
+			fmt.Fprintf(b, "FINDING %s\n", strings.Map(func(r rune) rune {
+				if unicode.IsControl(r) {
+					return unicode.ReplacementChar
+				}
+				return r
+			}, f.String()))
+		}
+	}
+	if more := int64(len(r.Findings)-min(len(r.Findings), shown)) + r.More; more > 0 {
+		fmt.Fprintf(b, "… and %d more findings.\n", more)
+	}
+	if r.Trust == TrustSelf {
+		fmt.Fprintln(b, "WARNING: SELF-CONSISTENT ONLY. No key was given, so those that came with the evidence were used. Whoever made it may have made them:")
+		fmt.Fprintln(b, "get the log's verifier key from its owner, and verify with it.")
+	}
+	if r.OK() {
+		fmt.Fprintf(b, "OK (%.1f s)\n", r.Duration.Seconds())
+	} else {
+		fmt.Fprintf(b, "NOT OK: %d findings (%.1f s)\n", int64(len(r.Findings))+r.More, r.Duration.Seconds())
+	}
+	if err := b.Flush(); err != nil {
+		return fmt.Errorf("writing report: %w", err)
+	}
+	return nil
 }

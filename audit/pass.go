@@ -400,7 +400,8 @@ func (v *verification) leaves(ctx context.Context, c *chunk, p *perSpan) ([]Hash
 		for _, column := range r.Altered {
 			p.add(KindColumn, seq, column, "the column is not what the bytes of the row say")
 		}
-		if r.PartTime.Before(last) || r.PartTime.Before(s.FirstPart) || r.PartTime.After(s.LastPart) {
+		outside := !s.FirstPart.IsZero() && r.PartTime.Before(s.FirstPart) || !s.LastPart.IsZero() && r.PartTime.After(s.LastPart)
+		if outside || r.PartTime.Before(last) {
 			p.add(KindColumn, seq, "part_ts", "the row lies outside the time of its batch, or out of order")
 		}
 		last = later(last, r.PartTime)

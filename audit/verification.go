@@ -15,12 +15,13 @@ import (
 
 // VerifyOptions say what a verification trusts and how far it looks.
 type VerifyOptions struct {
-	Keys        []string  // verifier keys of the log that the caller trusts; none: TrustSelf
-	WitnessKeys []string  // verifier keys of witnesses that the caller trusts
-	Quorum      int       // how many of them must have cosigned a checkpoint
-	Anchors     [][]byte  // signed checkpoints known from outside (a witness's, an anchor's): the tree must continue them
-	From        *Verified // what an earlier verification established: only what came later is looked at; nil for everything
-	Sample      float64   // share of the batches in the tree whose rows are read, (0, 1); 0 or 1 is all. Other leaves are taken from the tiles
+	Keys        []string     // verifier keys of the log that the caller trusts; none: TrustSelf
+	WitnessKeys []string     // verifier keys of witnesses that the caller trusts
+	Quorum      int          // how many of them must have cosigned a checkpoint
+	Anchors     [][]byte     // signed checkpoints known from outside (a witness's, an anchor's): the tree must continue them
+	Known       []Checkpoint // checkpoints that the caller knows to be the log's without a signature: an earlier verification's
+	From        *Verified    // what an earlier verification established: only what came later is looked at; nil for everything
+	Sample      float64      // share of the batches in the tree whose rows are read, (0, 1); 0 or 1 is all. Other leaves are taken from the tiles
 	// Now is what streams are held against to tell which are unaccounted. Zero is the time of the newest record, which is
 	// what an export has; a live verification gives the present.
 	Now      time.Time
@@ -255,11 +256,19 @@ func (v *verification) head(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, k := range v.o.Known {
+		if c.Origin != "" && k.Origin != "" && k.Origin != c.Origin {
+			return fmt.Errorf("a known checkpoint is of log %q, this trail's is %q: %w", k.Origin, c.Origin, ErrOptions)
+		}
+		if err := v.expect(ctx, outsideCheckpoint{k, "an earlier verification"}); err != nil {
+			return err
+		}
+	}
 	if from := v.o.From; from != nil {
 		if c.Origin != "" && from.Origin != "" && from.Origin != c.Origin {
 			return fmt.Errorf("the earlier verification was of log %q, this trail's is %q: %w", from.Origin, c.Origin, ErrOptions)
 		}
-		if err := v.expect(ctx, outsideCheckpoint{from.Checkpoint, "the earlier verification"}); err != nil {
+		if err := v.expect(ctx, outsideCheckpoint{from.Checkpoint, "an earlier verification"}); err != nil {
 			return err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 
 // auditVerb groups what works on the audit trail.
 type auditVerb struct {
+	Verify  auditVerifyVerb  `cmd:"" help:"Verify the live trail, an export or a proof."`
 	Witness auditWitnessVerb `cmd:"" help:"Be a witness: cosign checkpoints of logs, and refuse forks and rollbacks."`
 	Keygen  auditKeygenVerb  `cmd:"" help:"Make a signing key for a log's checkpoints, or for a witness."`
 	Hold    auditHoldVerb    `cmd:"" help:"Keep events past their time: legal holds by patient or period."`
