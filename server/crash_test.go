@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,14 +14,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/audit/audittest"
 )
 
-// stormRounds is how often the server is killed; the issue asks for twenty.
-const stormRounds = 20
-
-// Kill -9 under load, again and again, on one data folder: every response that a client received has its event in the trail.
+// Experiment 1: kill -9 under load, again and again, on one data folder, now and then SIGTERM instead. Every response that a client
+// received has its events in the trail, once; an intent without an outcome belongs to a request that nobody saw answered; and
+// the next start takes over what is left. A panicking handler is TestMounts' of server/rest.
 func TestKillStorm(t *testing.T) {
-	rounds := stormRounds
+	rounds := form(20, 200)
 	if testing.Short() {
 		rounds = 3
 	}
@@ -32,77 +32,90 @@ func TestKillStorm(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	var answeredIDs []string
+	s := &storm{asked: map[string]bool{}}
 	var slowest time.Duration
 	for round := range rounds {
 		d, err := launch(dir, "--patients", "4")
 		if err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
-		if round > 0 {
+		if round == 0 {
+			s.Invariants = invariantsOf(t, dir)
+		} else {
 			slowest = max(slowest, d.took)
+			s.look(t, d, fmt.Sprintf("after round %d", round-1))
 		}
-		one, err := readPopulation(dir)
-		if err != nil {
-			t.Fatal(err)
+		stop := (*instance).kill
+		if round%7 == 3 {
+			stop = (*instance).terminate
 		}
-		answeredIDs = append(answeredIDs, load(t, d, one.PatientOne, round)...)
+		s.load(t, d, round, stop)
 	}
 	d, err := launch(dir, "--patients", "4")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer d.interrupt()
-	one, err := readPopulation(dir)
+	time.Sleep(time.Second) // what the killed processes left behind is shipped by now
+	found := s.look(t, d, "at the end")
+	answers := 0
+	for _, answered := range s.asked {
+		if answered {
+			answers++
+		}
+	}
+	t.Logf("%d kills, %d of %d requests answered, %d records, %d intents without outcome; slowest restart %s",
+		rounds, answers, len(s.asked), found.Records, len(found.Unmatched), slowest)
+	if answers < rounds {
+		t.Errorf("only %d answers: the load did not load", answers)
+	}
+	for _, id := range found.Unmatched {
+		if s.asked[id] {
+			t.Errorf("%s was answered and its outcome is not in the trail", id)
+		}
+	}
+	if len(found.Unmatched) > 0 {
+		if listed := d.events(t, d.token(t, "officer-diaz"), "outcome=-1&limit=200", len(found.Unmatched)); len(listed) < min(200, len(found.Unmatched)) {
+			t.Errorf("the officers' list has %d intents", len(listed))
+		}
+	}
+}
+
+// storm is a mixed load whose answers are all remembered.
+type storm struct {
+	*audittest.Invariants
+	mu    sync.Mutex
+	asked map[string]bool // request ids, and whether a whole answer came
+}
+
+// look re-checks every property against the running demo's database.
+func (s *storm) look(t *testing.T, d *instance, when string) audittest.Findings {
+	t.Helper()
+	db := d.open(t)
+	defer db.Close()
+	s.Evidence = evidence(db)
+	return holds(t, s.Invariants, when, audit.Process)
+}
+
+// load reads, searches, writes and is refused, from eight clients, until the server is stopped under them.
+func (s *storm) load(t *testing.T, d *instance, round int, stop func(*instance) error) {
+	one, err := readPopulation(d.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	recorded := d.recorded(t, "agent=dr-rivera&patient="+one.PatientOne)
-	lost := 0
-	for _, id := range answeredIDs {
-		if n := recorded[id]; n != 1 && lost < 10 {
-			t.Errorf("request %s was answered and has %d events", id, n)
-			lost++
-		}
+	clinician, stranger, backend := d.token(t, "dr-rivera"), d.token(t, "dr-chen"), d.token(t, "app-backend")
+	observation := `{"resourceType":"Observation","status":"final","code":{"text":"storm"},"subject":{"reference":"Patient/` + one.PatientOne + `"}}`
+	routes := []struct {
+		method, path, token, body string
+		want                      int
+		events                    int // exactly so many; 0: one or more
+	}{
+		{"GET", "/Patient/" + one.PatientOne, clinician, "", http.StatusOK, 1},
+		{"GET", "/Patient/" + one.PatientOne, clinician, "", http.StatusOK, 1},
+		{"GET", "/Patient/" + one.PatientOne, stranger, "", http.StatusNotFound, 1},
+		{"GET", "/Observation?_count=3&patient=" + one.PatientOne, clinician, "", http.StatusOK, 0},
+		{"POST", "/Observation", backend, observation, http.StatusCreated, 2},
 	}
-	t.Logf("%d kills, %d answered requests, all looked up; slowest restart %s", rounds, len(answeredIDs), slowest)
-	if len(answeredIDs) < rounds {
-		t.Errorf("only %d answers: the load did not load", len(answeredIDs))
-	}
-}
-
-// recorded counts the events of a query by request id, all pages of them.
-func (d *instance) recorded(t *testing.T, query string) map[string]int {
-	t.Helper()
-	time.Sleep(time.Second) // what the killed processes left behind is shipped by now
-	officer := d.token(t, "officer-diaz")
-	counts := map[string]int{}
-	for cursor := ""; ; {
-		res := d.do(t, "GET", "/v1/audit/events?limit=200&"+query+cursor, officer, "")
-		var page struct {
-			Events []struct {
-				RequestID string `json:"request_id"`
-			}
-			Next string
-		}
-		if err := json.Unmarshal(res.body, &page); err != nil || res.StatusCode != http.StatusOK {
-			t.Fatalf("reading the trail: %s %v\n%s", res.Status, err, res.body)
-		}
-		for _, e := range page.Events {
-			counts[e.RequestID]++
-		}
-		if page.Next == "" {
-			return counts
-		}
-		cursor = "&cursor=" + url.QueryEscape(page.Next)
-	}
-}
-
-// load reads the chart from eight clients until the server is killed under them; it returns the ids of answered requests.
-func load(t *testing.T, d *instance, patient string, round int) []string {
-	token := d.token(t, "dr-rivera")
-	var mu sync.Mutex
-	var answers []string
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var wg sync.WaitGroup
@@ -111,13 +124,20 @@ func load(t *testing.T, d *instance, patient string, round int) []string {
 			client := &http.Client{Transport: &http.Transport{}}
 			defer client.CloseIdleConnections()
 			for n := 0; ctx.Err() == nil; n++ {
+				r := routes[(n+c)%len(routes)]
 				id := fmt.Sprintf("storm-%d-%d-%d", round, c, n)
-				req, err := http.NewRequestWithContext(ctx, http.MethodGet, d.FHIR+"/Patient/"+patient, nil)
+				s.mu.Lock()
+				s.asked[id] = false
+				s.mu.Unlock()
+				req, err := http.NewRequestWithContext(ctx, r.method, d.FHIR+r.path, strings.NewReader(r.body))
 				if err != nil {
 					return
 				}
-				req.Header.Set("Authorization", "Bearer "+token)
+				req.Header.Set("Authorization", "Bearer "+r.token)
 				req.Header.Set("X-Request-Id", id)
+				if r.body != "" {
+					req.Header.Set("Content-Type", "application/fhir+json")
+				}
 				res, err := client.Do(req)
 				if err != nil {
 					return // killed
@@ -127,20 +147,28 @@ func load(t *testing.T, d *instance, patient string, round int) []string {
 				if err != nil {
 					return
 				}
-				if res.StatusCode != http.StatusOK || !strings.Contains(string(body), patient) {
-					t.Errorf("%s: %s", id, res.Status)
+				if res.StatusCode != r.want {
+					if res.StatusCode != http.StatusServiceUnavailable { // while it stops by itself
+						t.Errorf("%s: %s\n%s", id, res.Status, body)
+					}
 					return
 				}
-				mu.Lock()
-				answers = append(answers, id)
-				mu.Unlock()
+				level := audit.Process
+				if r.want == http.StatusOK {
+					level = audit.Power
+				}
+				s.Acknowledge(audittest.Ack{Key: id, Level: level, Events: r.events, PHI: r.want == http.StatusOK && n%20 == 0})
+				s.mu.Lock()
+				s.asked[id] = true
+				s.mu.Unlock()
 			}
 		})
 	}
-	time.Sleep(time.Duration(100+rand.IntN(900)) * time.Millisecond)
-	d.kill()
+	time.Sleep(time.Duration(100+rand.IntN(form(600, 2900))) * time.Millisecond)
+	if err := stop(d); err != nil && d.cmd.ProcessState.ExitCode() >= 0 {
+		t.Errorf("stopping: %v\n%s", err, d.output)
+	}
 	wg.Wait()
-	return answers
 }
 
 // The embedded default comes back quickly on the same data, and after a kill -9 takes over what is left.
@@ -279,8 +307,8 @@ func signalTree(pid int, sig syscall.Signal) {
 	}
 }
 
-// A full journal disk: PHI requests turn to 503 before an event is lost, health says why, and when there is room again the service
-// is back without a restart, with the outage in the trail.
+// Experiment 4, the journal's volume: PHI requests turn to 503 before an event is lost, health says why, and when there is room again
+// the service is back without a restart, with the outage in the trail.
 func TestJournalDiskFull(t *testing.T) {
 	dir, err := dataDir()
 	if err != nil {
@@ -303,13 +331,23 @@ func TestJournalDiskFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.interrupt() })
+	t.Cleanup(func() {
+		d.interrupt()
+		if damaged, _ := filepath.Glob(filepath.Join(journal, "*", "*.damaged")); len(damaged) > 0 {
+			t.Errorf("recovery found damage: %v", damaged)
+		}
+	})
 	one, err := readPopulation(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, officer := d.token(t, "dr-rivera"), d.token(t, "officer-diaz")
+	token := d.token(t, "dr-rivera")
 	path := "/fhir/R4/Patient/" + one.PatientOne
+	v := invariantsOf(t, dir)
+	db := d.open(t)
+	defer db.Close()
+	v.Evidence = evidence(db)
+	calm := shipped(t, v, "before")
 	ballast := filepath.Join(journal, "ballast")
 	f, err := os.Create(ballast)
 	if err != nil {
@@ -317,7 +355,6 @@ func TestJournalDiskFull(t *testing.T) {
 	}
 	defer f.Close()
 	chunk := make([]byte, 1<<16)
-	var lastRead string
 	refused := false
 	for n := 0; n < 20000 && !refused; n++ {
 		for n%100 == 0 { // whatever the journal gave back is taken
@@ -328,7 +365,7 @@ func TestJournalDiskFull(t *testing.T) {
 		id := fmt.Sprintf("full-%d", n)
 		switch res := d.do(t, "GET", path, token, "", "X-Request-Id: "+id); res.StatusCode {
 		case http.StatusOK:
-			lastRead = id
+			v.Acknowledge(audittest.Ack{Key: id, Level: audit.Power, Events: 1})
 		case http.StatusServiceUnavailable:
 			refused = true
 			if res.Header.Get("Retry-After") == "" || strings.Contains(string(res.body), one.PatientOne) {
@@ -344,6 +381,7 @@ func TestJournalDiskFull(t *testing.T) {
 	if ready := d.do(t, "GET", "/readyz", "", ""); ready.StatusCode != http.StatusServiceUnavailable || !strings.Contains(string(ready.body), "journal") {
 		t.Errorf("readyz: %s %s", ready.Status, ready.body)
 	}
+	holds(t, v, "while it is full", audit.Process)
 	f.Close()
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
@@ -353,7 +391,9 @@ func TestJournalDiskFull(t *testing.T) {
 			t.Fatal("the service does not come back when there is room again")
 		}
 	}
-	if n := len(d.events(t, officer, "request_id="+lastRead, 1)); n != 1 {
-		t.Errorf("the last answered read has %d events", n)
+	for deadline := time.Now().Add(10 * time.Second); shipped(t, v, "when there is room again").Alerts <= calm.Alerts; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the outage is not in the trail")
+		}
 	}
 }

@@ -18,11 +18,16 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/server/postgres"
 )
 
 // The tests start the real program as a process: this test binary, called by the name chartkeep.
 func TestMain(m *testing.M) {
-	testscript.Main(cleaning{m}, map[string]func(){"chartkeep": main})
+	longForm = os.Getenv("CHARTKEEP_LONG") != ""
+	os.Unsetenv("CHARTKEEP_LONG") // the program refuses settings that it does not know
+	testscript.Main(cleaning{m}, map[string]func(){"chartkeep": main, "scribe": scribeMain})
 }
 
 // cleaning stops the shared demo after the last test.
@@ -38,6 +43,9 @@ func (c cleaning) Run() int {
 	}
 	return code
 }
+
+// longForm makes the experiments take hours instead of minutes.
+var longForm bool
 
 // shared is one demo for all tests that leave it as they found it.
 var shared struct {
@@ -162,6 +170,26 @@ func launch(dir string, args ...string) (*instance, error) {
 func (d *instance) interrupt() error {
 	d.cmd.Process.Signal(os.Interrupt)
 	return d.wait()
+}
+
+// terminate is SIGTERM.
+func (d *instance) terminate() error {
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	return d.wait()
+}
+
+// open connects to the demo's database as the program does.
+func (d *instance) open(t testing.TB) *postgres.DB {
+	t.Helper()
+	s, err := demoSettings(d.dir, d.DatabaseURL, audit.Power)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db, err := postgres.Open(context.Background(), postgres.Config{DSN: s.databaseDSN})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return db
 }
 
 // kill is kill -9.
