@@ -129,10 +129,11 @@ func (l *Log) clockStep(step time.Duration) *Event {
 func DecodeClockStep(detail []byte) (time.Duration, error) {
 	r := reader{rest: detail}
 	version, us := r.byte(), r.varint()
-	if r.bad || version != clockStepVersion || len(r.rest) != 0 {
+	step := time.Duration(us) * time.Microsecond
+	if r.bad || version != clockStepVersion || len(r.rest) != 0 || step.Microseconds() != us {
 		return 0, fmt.Errorf("decoding clock step: %w", errEncoding)
 	}
-	return time.Duration(us) * time.Microsecond, nil
+	return step, nil
 }
 
 // partTime is the wall clock's while it can be trusted, and never goes back: no clock may make events land in a partition

@@ -250,7 +250,12 @@ func (l *Log) room(g *group) error {
 	if err != nil {
 		return err
 	}
-	if err := l.start(s, g.first, g.prev, g.floor); err != nil {
+	err = l.start(s, g.first, g.prev, g.floor)
+	if err == nil {
+		// Before any group: groups behind a header that is gone are damage, never the traces of a power cut.
+		err = s.f.Datasync()
+	}
+	if err != nil {
 		return errors.Join(err, s.f.Close(), l.fs.Remove(s.path))
 	}
 	l.retire()

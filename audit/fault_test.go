@@ -507,28 +507,3 @@ func TestStorageAway(t *testing.T) {
 		t.Fatal(err)
 	}
 }
-
-// Whatever the wall clock does, part times never go back and never leave the day around now.
-func TestClockSteps(t *testing.T) {
-	var offset atomic.Int64
-	storage := &audittest.Storage{}
-	l := open(t, audit.Config{Dir: t.TempDir(), Storage: storage, Now: func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }})
-	ship(t, l)
-	for _, step := range []time.Duration{0, time.Hour, -time.Hour, -10 * 365 * 24 * time.Hour, 10 * 365 * 24 * time.Hour, 0} {
-		offset.Store(int64(step))
-		if _, err := l.Record(t.Context(), audit.Process, read("p")); err != nil {
-			t.Fatal(err)
-		}
-	}
-	drain(t, l)
-	var last time.Time
-	for _, r := range storage.Rows() {
-		if r.PartTime.Before(last) || time.Until(r.PartTime) > 25*time.Hour {
-			t.Errorf("part time %v after %v", r.PartTime, last)
-		}
-		last = r.PartTime
-	}
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-}

@@ -54,7 +54,9 @@ func DecodeHeartbeat(detail []byte) (Heartbeat, error) {
 	}
 	h.Wall, h.Monotonic = time.UnixMicro(r.varint()).UTC(), time.Duration(r.varint())
 	if h.SkewKnown = len(r.rest) > 0; h.SkewKnown {
-		h.Skew = time.Duration(r.varint()) * time.Microsecond
+		us := r.varint()
+		h.Skew = time.Duration(us) * time.Microsecond
+		r.bad = r.bad || h.Skew.Microseconds() != us
 	}
 	if r.bad || version != heartbeatVersion || len(r.rest) != 0 {
 		return Heartbeat{}, fmt.Errorf("decoding heartbeat: %w", errEncoding)

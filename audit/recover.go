@@ -37,28 +37,35 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 	if err != nil {
 		return found, err
 	}
+	ended, err := exists(fs, filepath.Join(dir, endedName))
+	if err != nil {
+		return found, err
+	}
+	found.damaged = ended // and reported when it was ended
 	for _, path := range prepared {
 		number, lost, err := dropPrepared(fs, path, segments)
 		if err != nil {
 			return found, err
 		}
 		found.number = max(found.number, number)
-		if lost {
+		if lost && !ended {
 			found.damaged = true
-			found.alerts = append(found.alerts, fmt.Sprintf("stream %s: a segment lost its beginning", stream))
+			found.alerts = append(found.alerts, fmt.Sprintf("stream %s: a segment lost its beginning; the stream ends there", stream))
+			if err := end(fs, dir); err != nil {
+				return found, err
+			}
+			ended = true
 		}
-	}
-	if len(segments) == 0 {
-		return found, nil
-	}
-	found.number = max(found.number, segments[len(segments)-1].number)
-	if ended, err := exists(fs, filepath.Join(dir, endedName)); err != nil || ended {
-		found.damaged = true // and reported when it was ended
-		return found, err
 	}
 	at, err := readPosition(fs, dir, stream)
 	if err != nil {
 		return found, err
+	}
+	if len(segments) == 0 && (at.synced == 0 || found.damaged) {
+		return found, nil
+	}
+	for _, s := range segments {
+		found.number = max(found.number, s.number)
 	}
 	for _, s := range segments {
 		if isDamaged(s.path) {
@@ -82,7 +89,7 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 		return found, nil
 	}
 	broken := &segments[torn.at]
-	lost, err := acknowledged(fs, segments[torn.at:], torn.off, stream, found.next)
+	lost, last, err := acknowledged(fs, segments[torn.at:], torn.off, stream, found.next)
 	if err != nil {
 		return found, err
 	}
@@ -94,7 +101,11 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 		return found, errors.Join(fs.Rename(broken.path, aside), fs.SyncDir(dir))
 	}
 	logger.Warn("audit journal has a torn tail", "stream", stream, "segment", filepath.Base(broken.path), "offset", torn.off, "seq", found.next, "saved", len(torn.records))
-	found.alerts = append(found.alerts, fmt.Sprintf("stream %s: the tail was torn at %d; %d whole records were saved", stream, found.next, len(torn.records)))
+	desc := fmt.Sprintf("stream %s: the tail was torn at %d; %d whole records were saved", stream, found.next, len(torn.records))
+	if saved := found.next + uint64(len(torn.records)); last > saved {
+		desc += fmt.Sprintf(", %d that were not yet durable are lost", last-saved)
+	}
+	found.alerts = append(found.alerts, desc)
 	return found, mend(fs, dir, stream, segments, torn, &found)
 }
 
@@ -228,40 +239,41 @@ func firstByte(f File, off int64) (int64, error) {
 }
 
 // acknowledged reports whether any group or segment behind a tear says that the stream was durable beyond seq when it
-// was written: then the tear is no torn tail, but damage to records that callers relied on.
-func acknowledged(fs FS, segments []segmentInfo, off int64, stream StreamID, seq uint64) (bool, error) {
+// was written: then the tear is no torn tail, but damage to records that callers relied on. Last is how far the stream had
+// been written, as far as can be seen.
+func acknowledged(fs FS, segments []segmentInfo, off int64, stream StreamID, seq uint64) (yes bool, last uint64, err error) {
 	for i := range segments {
-		if !segments[i].damaged && segments[i].head.synced > seq {
-			return true, nil
+		if !segments[i].damaged {
+			yes, last = yes || segments[i].head.synced > seq, max(last, segments[i].head.first)
 		}
 		f, err := fs.Open(segments[i].path)
 		if err != nil {
-			return false, err
+			return false, 0, err
 		}
-		yes, err := groupsSynced(f, off, stream, seq)
-		if err := errors.Join(err, f.Close()); yes || err != nil {
-			return yes, err
+		found, end, err := groupsSynced(f, off, stream, seq)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return false, 0, err
 		}
-		off = 0
+		yes, last, off = yes || found, max(last, end), 0
 	}
-	return false, nil
+	return yes, last, nil
 }
 
-func groupsSynced(f File, off int64, stream StreamID, seq uint64) (bool, error) {
+func groupsSynced(f File, off int64, stream StreamID, seq uint64) (yes bool, last uint64, err error) {
 	for {
 		at, err := findGroup(f, off, stream)
 		if at < 0 || err != nil {
-			return false, err
+			return yes, last, err
 		}
 		var b [groupHeadLen]byte
 		if _, err := f.ReadAt(b[:], at); err != nil {
-			return false, err
+			return false, 0, err
 		}
 		h, err := parseGroupHead(b[:])
-		if err != nil || h.synced > seq {
-			return err == nil, err
+		if err != nil {
+			return false, 0, err
 		}
-		off = at + 8
+		yes, last, off = yes || h.synced > seq, max(last, h.first+uint64(h.count)), at+8
 	}
 }
 

@@ -132,7 +132,7 @@ func (p *shipping) enter() bool {
 func (p *shipping) end(l *Log) {
 	if p.active.Load() && !p.failing.Load() {
 		ctx, cancel := context.WithTimeout(context.Background(), closingWait)
-		_ = l.drain(ctx) // what is not shipped now is shipped after the next start
+		_ = l.drain(ctx, p.failing.Load) // what is not shipped now is shipped after the next start
 		cancel()
 	}
 	p.mu.Lock()
@@ -227,13 +227,14 @@ func (l *Log) askRenewal(ctx context.Context) error {
 
 // Drain waits until everything recorded so far is in Storage, or ctx is done. Without a Storage it returns at once.
 func (l *Log) Drain(ctx context.Context) error {
-	if err := l.drain(ctx); err != nil {
+	if err := l.drain(ctx, func() bool { return false }); err != nil {
 		return fmt.Errorf("draining audit journal: %w", err)
 	}
 	return nil
 }
 
-func (l *Log) drain(ctx context.Context) error {
+// drain gives up early when hopeless says so.
+func (l *Log) drain(ctx context.Context, hopeless func() bool) error {
 	if l.cfg.Storage == nil {
 		return nil
 	}
@@ -249,6 +250,9 @@ func (l *Log) drain(ctx context.Context) error {
 		}
 		if broken := l.shipping.broken.Load(); broken != nil {
 			return *broken
+		}
+		if hopeless() {
+			return ErrUnavailable
 		}
 		select {
 		case <-poll.C:
