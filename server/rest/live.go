@@ -281,7 +281,7 @@ func (w *watcher) serve(l *live, conn *websocket.Conn) {
 	}
 	cancel(err) // and keep closes the connection, which ends read
 	others.Wait()
-	w.report()
+	_ = w.report() // which has told the log what it could not record
 }
 
 // read takes the client's request, and then only answers to pings, until the connection is closed.
