@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -20,7 +21,7 @@ import (
 
 // scribeMain is a second server of a demo's deployment, as a process of its own without an HTTP surface: every room on the demo's
 // database, a journal in the folder that it is given, and events recorded one after the other for as long as it lives. It
-// prints "ACK key" for each receipt and "REFUSED key" for each refusal.
+// prints "ACK key" for each receipt and "REFUSED key" for each refusal. When its standard input ends it records no more and lives on.
 func scribeMain() {
 	dir, journal, name := os.Args[1], os.Args[2], os.Args[3]
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -42,7 +43,18 @@ func scribeMain() {
 			return err
 		}
 		fmt.Println("READY", r.log.Stream())
+		resting := make(chan struct{})
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			close(resting)
+		}()
 		for n := 0; ctx.Err() == nil; n++ {
+			select {
+			case <-resting:
+				<-ctx.Done()
+				continue
+			default:
+			}
 			key := fmt.Sprintf("%s-%d", name, n)
 			verdict := "ACK"
 			e := &audit.Event{Type: audit.TypeREST, Interaction: "read", Action: audit.ActionRead, RequestID: key, Agent: audit.Agent{User: "scribe"}}
@@ -66,6 +78,7 @@ type scribe struct {
 	stream string
 	output *safeBuffer
 	exited chan error
+	work   io.Closer
 
 	mu            sync.Mutex
 	acks, refused int
@@ -80,6 +93,9 @@ func employ(t *testing.T, d *instance, v *audittest.Invariants, journal, name st
 	s.cmd.Stderr = s.output
 	out, err := s.cmd.StdoutPipe()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if s.work, err = s.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.cmd.Start(); err != nil {
@@ -116,6 +132,9 @@ func employ(t *testing.T, d *instance, v *audittest.Invariants, journal, name st
 }
 
 func (s *scribe) signal(sig syscall.Signal) { _ = s.cmd.Process.Signal(sig) }
+
+// rest lets the scribe record no more, and live on to ship what it has.
+func (s *scribe) rest() { s.work.Close() }
 
 // counts returns how many events were acknowledged and refused so far.
 func (s *scribe) counts() (acks, refused int) {
