@@ -20,10 +20,13 @@ type deployment struct {
 	Data string `help:"Data directory of a demo." placeholder:"DIR" xor:"which" group:"Deployment"`
 
 	DatabaseURL          string `help:"PostgreSQL connection URL of the role chartkeep, without a password." placeholder:"URL" group:"Deployment"`
+	ReadDatabaseURL      string `help:"The same of a read replica, for officers' queries of the audit trail." placeholder:"URL" group:"Deployment"`
 	DatabasePasswordFile string `help:"File that holds the database password." placeholder:"FILE" group:"Deployment"`
 	KMS                  string `name:"kms" help:"Root of the key hierarchy: a KMS key URI. file:PATH is for development and refused by serve." placeholder:"URI" group:"Deployment"`
 	Journal              string `help:"Directory of the audit journal, on a disk that outlives the process." placeholder:"DIR" group:"Deployment"`
 	AuditDurability      string `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
+
+	sealing `embed:""`
 }
 
 // demoFile is DIR/demo.json as DESIGN.md 4.1 has it.
@@ -45,6 +48,7 @@ const (
 	demoRootKey      = "keys/root"
 	demoCheckpoint   = "keys/checkpoint"
 	demoJournal      = "journal"
+	demoAnchors      = "anchors"
 	demoOAuth        = "oauth"
 	demoLog          = "server.log"
 	demoPopulation   = "population.json"
@@ -68,9 +72,13 @@ func readDemoFile(dir string) (*demoFile, error) {
 // settings are a deployment's, resolved: files read, a demo's folder looked up.
 type settings struct {
 	databaseDSN string
+	readDSN     string // "" reads where it writes
 	root        keyset.Root
 	journal     string
 	level       audit.Level
+	keys        []audit.LogKey // that sign checkpoints; none: this process does not sequence
+	witnesses   []audit.WitnessAddress
+	anchors     []audit.Anchor
 }
 
 // resolve reads the files that the flags name. production refuses what is for development only.
@@ -106,6 +114,12 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 	if err != nil {
 		return nil, err
 	}
+	var readDSN string
+	if d.ReadDatabaseURL != "" {
+		if readDSN, err = withPassword(d.ReadDatabaseURL, d.DatabasePasswordFile); err != nil {
+			return nil, fmt.Errorf("--read-database-url: %w", err)
+		}
+	}
 	root, err := openRoot(d.KMS)
 	if err != nil {
 		return nil, err
@@ -113,7 +127,11 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 	if production && root.Development() {
 		return nil, usage("--kms %s is a development key: its holder can read every record on this disk; name a KMS key", d.KMS)
 	}
-	return &settings{databaseDSN: dsn, root: root, journal: d.Journal, level: durability(d.AuditDurability)}, nil
+	if production && len(d.CheckpointKey) == 0 {
+		return nil, usage("--checkpoint-key is missing: it signs the audit trail's checkpoints; make one with: chartkeep audit keygen --origin NAME --out FILE")
+	}
+	s := &settings{databaseDSN: dsn, readDSN: readDSN, root: root, journal: d.Journal, level: durability(d.AuditDurability)}
+	return s, d.read(s)
 }
 
 // demoSettings are the settings of a demo's folder.
@@ -131,7 +149,14 @@ func demoSettings(dir, adminDSN string, level audit.Level) (*settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &settings{databaseDSN: dsn.String(), root: root, journal: filepath.Join(dir, demoJournal), level: level}, nil
+	key, err := readCheckpointKey(filepath.Join(dir, demoCheckpoint))
+	if err != nil {
+		return nil, err
+	}
+	return &settings{
+		databaseDSN: dsn.String(), root: root, journal: filepath.Join(dir, demoJournal), level: level,
+		keys: []audit.LogKey{key}, anchors: []audit.Anchor{audit.AnchorDir(filepath.Join(dir, demoAnchors))},
+	}, nil
 }
 
 // durability is what a value of --audit-durability means.

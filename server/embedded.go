@@ -97,10 +97,6 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
-	checkpointKey, err := ensureCheckpointKey(filepath.Join(v.Data, demoCheckpoint))
-	if err != nil {
-		return err
-	}
 	logFile, err := os.OpenFile(filepath.Join(v.Data, demoLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("opening log: %w", err)
@@ -134,7 +130,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	origin := "http://" + l.Addr().String()
 	f := &demoFile{
 		FHIR: origin + "/fhir/R4", API: origin + "/v1", Issuer: origin + "/oauth2", Metrics: origin + "/metrics",
-		DatabaseURL: admin, Personas: map[string]string{}, CheckpointKey: checkpointKey,
+		DatabaseURL: admin, Personas: map[string]string{}, CheckpointKey: s.keys[0].Verifier,
 	}
 	personas := demo.Personas("")
 	for _, p := range personas {
@@ -208,6 +204,9 @@ func prepare(ctx context.Context, dir string, cluster *demo.Cluster, level audit
 	}
 	if _, err := keyset.NewFileRoot(filepath.Join(dir, demoRootKey), true); err != nil {
 		return nil, "", fmt.Errorf("making development key: %w", err)
+	}
+	if _, err := ensureCheckpointKey(filepath.Join(dir, demoCheckpoint)); err != nil {
+		return nil, "", err
 	}
 	s, err := demoSettings(dir, admin, level)
 	return s, admin, err

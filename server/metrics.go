@@ -109,27 +109,36 @@ type roomsCollector struct {
 func newDescs() map[string]*prometheus.Desc {
 	d := map[string]*prometheus.Desc{}
 	for name, help := range map[string]string{
-		"audit_recorded_total":        "Audit events made durable in the journal.",
-		"audit_rejected_total":        "Audit events that could not be made durable; their requests were refused.",
-		"audit_shipped_total":         "Audit events stored in the database.",
-		"audit_quarantined_total":     "Stored audit events whose columns the table would not take; they are kept aside, whole.",
-		"audit_queue_depth":           "Audit events waiting for the committer.",
-		"audit_journal_pending":       "Audit events in the journal and not yet in the database.",
-		"audit_journal_lag_seconds":   "Age of the oldest audit event that is not yet in the database.",
-		"audit_journal_bytes":         "Size of the journal on disk.",
-		"audit_group_commits_total":   "Group writes of the journal.",
-		"audit_syncs_total":           "fdatasync calls of the journal.",
-		"audit_sync_seconds_total":    "Time spent in fdatasync.",
-		"timings_dropped_total":       "Durations of requests that were not recorded in the trail.",
-		"audit_clock_skew_seconds":    "Wall clock minus the database's.",
-		"audit_streams_refused_total": "Journal streams that the database did not continue; their events were recorded again.",
-		"auth_policy_version":         "Version of the access policy in force.",
-		"auth_jwks_keys":              "Keys of the issuer at hand.",
-		"auth_tokens_refused_total":   "Tokens refused.",
-		"auth_jwks_age_seconds":       "Time since the issuer's keys were fetched.",
+		"audit_recorded_total":           "Audit events made durable in the journal.",
+		"audit_rejected_total":           "Audit events that could not be made durable; their requests were refused.",
+		"audit_shipped_total":            "Audit events stored in the database.",
+		"audit_quarantined_total":        "Stored audit events whose columns the table would not take; they are kept aside, whole.",
+		"audit_queue_depth":              "Audit events waiting for the committer.",
+		"audit_journal_pending":          "Audit events in the journal and not yet in the database.",
+		"audit_journal_lag_seconds":      "Age of the oldest audit event that is not yet in the database.",
+		"audit_journal_bytes":            "Size of the journal on disk.",
+		"audit_group_commits_total":      "Group writes of the journal.",
+		"audit_syncs_total":              "fdatasync calls of the journal.",
+		"audit_sync_seconds_total":       "Time spent in fdatasync.",
+		"audit_tree_leads":               "1 while this process sequences the audit trail.",
+		"audit_tree_size":                "Leaves in the newest checkpoint that this process made or took up.",
+		"audit_tree_age_seconds":         "Time since then, while this process leads.",
+		"audit_tree_merge_delay_seconds": "How long the oldest record of the newest checkpoint had waited since it was stored.",
+		"audit_tree_pending_batches":     "Stored batches that the last look left out of the tree.",
+		"audit_tree_blocked_streams":     "Streams whose next batch is not what was recorded: they wait.",
+		"audit_tree_anchored_size":       "Leaves in the newest checkpoint that is anchored everywhere.",
+		"timings_dropped_total":          "Durations of requests that were not recorded in the trail.",
+		"audit_clock_skew_seconds":       "Wall clock minus the database's.",
+		"audit_streams_refused_total":    "Journal streams that the database did not continue; their events were recorded again.",
+		"auth_policy_version":            "Version of the access policy in force.",
+		"auth_jwks_keys":                 "Keys of the issuer at hand.",
+		"auth_tokens_refused_total":      "Tokens refused.",
+		"auth_jwks_age_seconds":          "Time since the issuer's keys were fetched.",
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
 	}
+	d["audit_witness_lag"] = prometheus.NewDesc("chartkeep_audit_witness_lag", "Leaves that the witness has not cosigned.", []string{"witness"}, nil)
+	d["audit_witness_refuses"] = prometheus.NewDesc("chartkeep_audit_witness_refuses", "1 while the witness says that the log does not continue what it saw.", []string{"witness"}, nil)
 	d["cache_requests_total"] = prometheus.NewDesc("chartkeep_cache_requests_total", "Cache lookups by cache and result.", []string{"cache", "result"}, nil)
 	d["database_connections"] = prometheus.NewDesc("chartkeep_database_connections", "Connections by pool and state.", []string{"pool", "state"}, nil)
 	d["database_waits_total"] = prometheus.NewDesc("chartkeep_database_waits_total", "Requests that waited for a connection.", []string{"pool"}, nil)
@@ -169,6 +178,9 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("timings_dropped_total", c.timings.Dropped())
 	gauge("audit_clock_skew_seconds", a.Skew.Seconds())
 	counter("audit_streams_refused_total", a.Refused)
+	if c.rooms.sequencer != nil {
+		c.sequencer(gauge)
+	}
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
 	cache("relationships", access.Hits, access.Misses)
@@ -189,4 +201,30 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 		gauge("database_connections", float64(p.Max), p.Name, "max")
 		counter("database_waits_total", uint64(p.Waits), p.Name)
 	}
+}
+
+// sequencer emits what the sequencer knows; what only a leader knows, only while it leads.
+func (c *roomsCollector) sequencer(gauge func(name string, v float64, labels ...string)) {
+	s := c.rooms.sequencer.Stats()
+	gauge("audit_tree_leads", number(s.Leads))
+	gauge("audit_tree_size", float64(s.Size))
+	if !s.Leads {
+		return
+	}
+	gauge("audit_tree_age_seconds", time.Since(s.Signed).Seconds())
+	gauge("audit_tree_merge_delay_seconds", s.MergeDelay.Seconds())
+	gauge("audit_tree_pending_batches", float64(s.Pending))
+	gauge("audit_tree_blocked_streams", float64(s.Blocked))
+	gauge("audit_tree_anchored_size", float64(s.Anchored))
+	for _, w := range s.Witnesses {
+		gauge("audit_witness_lag", float64(s.Size-w.Cosigned), w.Name)
+		gauge("audit_witness_refuses", number(w.Refused), w.Name)
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -23,6 +23,8 @@ type rooms struct {
 	access  *auth.Access
 	records *phi.Records
 
+	sequencer *audit.Sequencer // nil without a key
+
 	stopRuns context.CancelFunc
 	runs     sync.WaitGroup
 	logger   *slog.Logger
@@ -36,7 +38,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 			err = errors.Join(err, r.close(ctx))
 		}
 	}()
-	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, Logger: log}); err != nil {
+	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, ReadDSN: s.readDSN, Logger: log}); err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
 	if r.keys, err = keyset.Open(ctx, s.root, r.db.Keys()); err != nil {
@@ -53,11 +55,18 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	}); err != nil {
 		return nil, fmt.Errorf("opening records: %w", err)
 	}
+	if r.sequencer, err = newSequencer(s, r.db, r); err != nil {
+		return nil, err
+	}
 	var background context.Context
 	background, r.stopRuns = context.WithCancel(context.WithoutCancel(ctx))
 	r.start(background, "audit shipper", r.log.Run)
 	r.start(background, "access", r.access.Run)
 	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
+	if r.sequencer != nil {
+		r.start(background, "audit sequencer", r.sequencer.Run)
+		r.start(background, "audit listener", func(ctx context.Context) error { return r.db.ListenIngested(ctx, r.sequencer.Wake) })
+	}
 	return r, nil
 }
 

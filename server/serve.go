@@ -38,7 +38,7 @@ type serveVerb struct {
 func (*serveVerb) Help() string {
 	return `Refuses plaintext HTTP off loopback, development keys and development issuers. Secrets are files.
 Example: chartkeep serve --database-url postgres://chartkeep@db/chartkeep --database-password-file /run/secrets/db \
-    --kms KEY-URI --journal /var/lib/chartkeep/journal --issuer https://id.example.org --tls-cert cert.pem --tls-key key.pem`
+    --kms KEY-URI --journal /var/lib/chartkeep/journal --checkpoint-key /etc/chartkeep/checkpoint --issuer https://id.example.org --tls-cert cert.pem --tls-key key.pem`
 }
 
 // Run serves until ctx is done, then drains handlers, journal and shipper.

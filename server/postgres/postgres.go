@@ -28,6 +28,7 @@ import (
 // Config configures Open.
 type Config struct {
 	DSN      string // login of role chartkeep
+	ReadDSN  string // of a replica, for officers' queries; the primary answers them when empty
 	MaxConns int32  // of the records pool; 4 x cores, at least 16, when 0
 	Logger   *slog.Logger
 }
@@ -36,6 +37,7 @@ type Config struct {
 // PostgreSQL was away.
 type DB struct {
 	records, writer, reader *pgxpool.Pool
+	officers                *pgxpool.Pool // reader, or a replica's
 	sequencer               *pgxpool.Pool // a lease has a connection of its own
 	listen                  *pgx.ConnConfig
 	logger                  *slog.Logger
@@ -74,6 +76,15 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	if err != nil {
 		d.Close()
 		return nil, err
+	}
+	d.officers = d.reader
+	if cfg.ReadDSN != "" {
+		replica, err := openPool(ctx, cfg.ReadDSN, "chartkeep_audit_reader", 4, readerTimeout, pgx.QueryExecModeCacheDescribe)
+		if err != nil {
+			cfg.Logger.ErrorContext(ctx, "no replica for officers' queries: the primary answers them until the next start", "error", err)
+		} else {
+			d.officers = replica
+		}
 	}
 	if d.sequencer, err = openPool(ctx, cfg.DSN, "chartkeep_audit_sequencer", 2, writerTimeout, pgx.QueryExecModeCacheStatement); err != nil {
 		d.Close()
@@ -117,6 +128,10 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 	// A connection that the network has swallowed must not keep its locks: the next one may wait for them.
 	p["idle_in_transaction_session_timeout"] = p["statement_timeout"]
 	p["tcp_keepalives_idle"], p["tcp_keepalives_interval"], p["tcp_keepalives_count"] = "10", "5", "3"
+	if role == "chartkeep_audit_reader" {
+		// A page is there before workers have started.
+		p["max_parallel_workers_per_gather"] = "0"
+	}
 	if role == "chartkeep_records" {
 		// Every statement of this pool goes by an index. A plan that was made and kept while a table was still small would scan it
 		// when it has grown, until it is analyzed.
@@ -135,7 +150,11 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 
 // Close closes the pools. It waits for what is under way.
 func (d *DB) Close() {
-	for _, p := range []*pgxpool.Pool{d.records, d.writer, d.reader, d.sequencer} {
+	pools := []*pgxpool.Pool{d.records, d.writer, d.reader, d.sequencer}
+	if d.officers != d.reader {
+		pools = append(pools, d.officers)
+	}
+	for _, p := range pools {
 		if p != nil {
 			p.Close()
 		}
@@ -154,7 +173,7 @@ func (d *DB) Ping(ctx context.Context) error {
 func (d *DB) Records() phi.Storage { return d.recordStorage }
 func (d *DB) Keys() keyset.Storage { return &keyStorage{d.records} }
 func (d *DB) Audit() audit.Storage { return d.trailStorage }
-func (d *DB) Trail() audit.Reader  { return &trailReader{d.reader} }
+func (d *DB) Trail() audit.Reader  { return &trailReader{d.officers} }
 func (d *DB) Auth() *AuthStorage   { return &AuthStorage{d.records} }
 
 // PoolStats is a snapshot of one pool.

@@ -44,9 +44,10 @@ const (
 	stateFenced = "CKA30"
 	stateUnique = "23505"
 
-	leaderLock  = 7393
-	maxBatch    = 1 << 20          // records; a manifest that says more was not written by us
-	scanTimeout = 30 * time.Minute // of a look at the whole trail
+	leaderLock   = 7393
+	leaseSilence = "10000"          // milliseconds
+	maxBatch     = 1 << 20          // records; a manifest that says more was not written by us
+	scanTimeout  = 30 * time.Minute // of a look at the whole trail
 )
 
 // Checkpoint implements audit.TreeReader.
@@ -284,7 +285,7 @@ func storedRow(stream audit.StreamID, raw [][]byte, want *copyData) (audit.Row, 
 
 // Unsequenced implements audit.Evidence.
 func (t *Tree) Unsequenced(ctx context.Context, limit int) ([]audit.Span, error) {
-	rows, err := t.db.reader.Query(ctx, pendingSQL("audit_manifest"), []string{}, limit)
+	rows, err := t.db.reader.Query(ctx, pendingSQL("audit_manifest"), [][16]byte{}, limit)
 	if err != nil {
 		return nil, bare("reading batches", err)
 	}
@@ -394,7 +395,11 @@ func (t *Tree) Keys(ctx context.Context) ([]string, error) {
 
 // Lead implements audit.TreeStorage. The lease is a lock of a connection of its own: it ends when that does, however it does.
 func (t *Tree) Lead(ctx context.Context) (audit.Lease, error) {
-	conn, err := pgx.ConnectConfig(ctx, t.db.sequencer.Config().ConnConfig)
+	cfg := t.db.sequencer.Config().ConnConfig
+	// A sequencer asks for work all the time. One that is silent (stopped, cut off) must not keep others from it.
+	cfg.RuntimeParams["idle_session_timeout"] = leaseSilence
+	cfg.RuntimeParams["idle_in_transaction_session_timeout"] = leaseSilence
+	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("connecting sequencer: %w", err)
 	}
