@@ -356,60 +356,6 @@ func FuzzBundle(f *testing.F) {
 	})
 }
 
-// TestVerifySpeed measures the verification of an export, and that memory stays flat.
-func TestVerifySpeed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("a measurement")
-	}
-	measure := func(batches int) (eventsPerSecond float64, peak uint64) {
-		l := newLedger(t)
-		for range batches {
-			var events []*Event
-			for range 1000 {
-				e := testEvent(len(events))
-				e.Query = make([]byte, 180) // as large as a usual event
-				events = append(events, e)
-			}
-			l.rows[StreamID{1}] = slices.Grow(l.rows[StreamID{1}], 1000)
-			l.append(t, StreamID{1}, events)
-		}
-		l.sign(t, l.size)
-		dir := filepath.Join(t.TempDir(), "b")
-		l.export(t, dir, ExportOptions{})
-		vkey := l.vkey
-		l = nil
-		b, c, err := OpenBundlePath(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		base := m.HeapAlloc
-		began := time.Now()
-		r := b.mustVerify(t, VerifyOptions{Keys: []string{vkey}, Progress: func(int64, int64) {
-			runtime.ReadMemStats(&m)
-			if m.HeapAlloc > base {
-				peak = max(peak, m.HeapAlloc-base)
-			}
-		}})
-		took := time.Since(began)
-		wantClean(t, r)
-		return float64(r.Rows) / took.Seconds(), peak
-	}
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one core
-	_, small := measure(20)
-	rate, large := measure(100)
-	t.Logf("%.0f events a second on one core, heap %d KiB above its start with 20,000 rows, %d KiB with 100,000", rate, small>>10, large>>10)
-	if large > 2*small+8<<20 {
-		t.Errorf("memory grew from %d to %d bytes", small, large)
-	}
-	if rate < 50_000 {
-		t.Errorf("%.0f events a second; 150,000 are promised on a quiet machine", rate)
-	}
-}
-
 // append is record and sequence without looking at the whole stream again.
 func (l *ledger) append(t testing.TB, stream StreamID, events []*Event) {
 	t.Helper()

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -110,29 +111,87 @@ func (v *verification) readSpans(ctx context.Context, size int64, yield func(*ch
 		if len(spans) == 0 {
 			return nil
 		}
-		for _, s := range spans {
-			c := &chunk{span: s, done: make(chan struct{})}
-			fits := s.Index == next && s.Count > 0 && s.Count <= maxSpan && s.Index+int64(s.Count) <= size
-			if fits {
-				c.sampled = v.o.Sample <= 0 || v.o.Sample >= 1 || rand.Float64() < v.o.Sample
-				if c.sampled {
-					if c.rows, err = v.e.Rows(ctx, s); err != nil {
-						return fmt.Errorf("reading rows from leaf %d: %w", s.Index, err)
-					}
-				}
-				if c.tile, err = leaves.read(ctx, s.Index, s.Count); err != nil {
-					return fmt.Errorf("reading tiles from leaf %d: %w", s.Index, err)
-				}
-			}
-			if !yield(c) {
+		for len(spans) > 0 {
+			n := fitting(spans, next, size)
+			if n == 0 {
+				c := &chunk{span: spans[0], done: make(chan struct{})}
+				yield(c)
 				return ctx.Err()
 			}
-			if next += int64(s.Count); !fits || next >= size {
+			chunks, err := v.readRows(ctx, spans[:n])
+			if err != nil {
+				return fmt.Errorf("reading rows from leaf %d: %w", next, err)
+			}
+			for _, c := range chunks {
+				if c.tile, err = leaves.read(ctx, c.span.Index, c.span.Count); err != nil {
+					return fmt.Errorf("reading tiles from leaf %d: %w", c.span.Index, err)
+				}
+				if !yield(c) {
+					return ctx.Err()
+				}
+				next += int64(c.span.Count)
+			}
+			if spans = spans[n:]; next >= size {
 				return nil
 			}
 		}
 	}
 	return nil
+}
+
+// fitting returns how many spans, from the first on, continue the tree and one stream, so that one query reads their rows: a
+// quiet deployment has a batch for every heartbeat.
+func fitting(spans []Span, next, size int64) int {
+	count := int64(0)
+	for i, s := range spans {
+		if s.Index != next+count || s.Count <= 0 || s.Count > maxSpan || s.Index+int64(s.Count) > size {
+			return i
+		}
+		if i > 0 && (s.Stream != spans[0].Stream || s.First != spans[0].First+uint64(count) || count+int64(s.Count) > rowsTogether) {
+			return i
+		}
+		count += int64(s.Count)
+	}
+	return len(spans)
+}
+
+// readRows makes a chunk of each span, with its rows if it is in the sample.
+func (v *verification) readRows(ctx context.Context, spans []Span) ([]*chunk, error) {
+	chunks := make([]*chunk, len(spans))
+	all := Span{Index: spans[0].Index, Stream: spans[0].Stream, First: spans[0].First, FirstPart: spans[0].FirstPart, LastPart: spans[0].LastPart}
+	wanted := false
+	for i, s := range spans {
+		chunks[i] = &chunk{span: s, done: make(chan struct{}), sampled: v.o.Sample <= 0 || v.o.Sample >= 1 || rand.Float64() < v.o.Sample}
+		wanted = wanted || chunks[i].sampled
+		all.Count += s.Count
+		if s.FirstPart.Before(all.FirstPart) {
+			all.FirstPart = s.FirstPart
+		}
+		if s.LastPart.IsZero() || s.LastPart.After(all.LastPart) && !all.LastPart.IsZero() {
+			all.LastPart = s.LastPart
+		}
+	}
+	if !wanted {
+		return chunks, nil
+	}
+	rows, err := v.e.Rows(ctx, all)
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range chunks {
+		from := 0
+		if i > 0 {
+			from = sort.Search(len(rows), func(k int) bool { return rows[k].Seq >= c.span.First })
+		}
+		to := len(rows)
+		if i < len(chunks)-1 {
+			to = sort.Search(len(rows), func(k int) bool { return rows[k].Seq >= c.span.First+uint64(c.span.Count) })
+		}
+		if c.sampled && from < to {
+			c.rows = rows[from:to]
+		}
+	}
+	return chunks, nil
 }
 
 // leafTiles reads the leaves of a tree from its tiles, forwards.
@@ -190,7 +249,7 @@ func readTile(ctx context.Context, e TreeReader, t tlog.Tile) ([]byte, error) {
 
 // hash does what needs no order: leaves and outlines of the rows.
 func (c *chunk) hash() {
-	n := min(len(c.rows), c.span.Count+1)
+	n := min(len(c.rows), 2*c.span.Count+16)
 	c.leaves, c.outlines, c.readable = make([]Hash, n), make([]outline, n), make([]bool, n)
 	for i := range n {
 		r := &c.rows[i]

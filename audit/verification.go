@@ -34,6 +34,7 @@ const (
 	tailLimit      = 100_000 // unsequenced batches that are looked at
 	strayLimit     = maxFindings
 	maxRereads     = 16
+	rowsTogether   = 2000 // of several small batches
 	maxSpan        = 1 << 20
 	unaccounted    = time.Minute
 )

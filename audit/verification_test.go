@@ -416,7 +416,7 @@ func TestVerifyWitnesses(t *testing.T) {
 	i := bytes.LastIndexByte(l.checkpoints[0][:len(l.checkpoints[0])-8], '\n')
 	l.checkpoints[0][i+40] ^= 1
 	r = l.verify(t, VerifyOptions{WitnessKeys: keys})
-	if len(r.Findings) != 1 || r.Findings[0].Kind != KindWitness && r.Findings[0].Kind != KindCheckpoint {
+	if len(r.Findings) == 0 || r.Findings[0].Kind != KindWitness && r.Findings[0].Kind != KindCheckpoint {
 		t.Errorf("with a changed cosignature: %v", r.Findings)
 	}
 }
