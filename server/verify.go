@@ -73,10 +73,12 @@ func (v *auditVerifyVerb) Run(ctx context.Context, t terminal) error {
 	case v.Full && v.State == "":
 		return usage("--full goes with --state")
 	}
-	var report *audit.Report
-	switch proof, err := isProof(v.Path); {
-	case err != nil:
+	proof, err := isProof(v.Path)
+	if err != nil {
 		return err
+	}
+	var report *audit.Report
+	switch {
 	case proof:
 		return v.proof(o, t)
 	case v.Path != "":
