@@ -1,7 +1,6 @@
 package postgres
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -106,44 +105,69 @@ func TestPlanOfRecentChanges(t *testing.T) {
 	}
 }
 
+// TestTrailPlans demands of officers' queries on a generated year that each goes by its index, scans no month, and leaves months
+// alone that it need not look at.
 func TestTrailPlans(t *testing.T) {
-	db, name := open(t)
-	admin := connect(t, name, "")
-	prev, stream := audit.Hash{}, audit.StreamID(random16())
-	for first := uint64(0); first < 20_000; first += 2000 {
-		b := batchOf(t, stream, first, prev, 2000)
-		for i := range b.Rows {
-			b.Rows[i].Event.Patient = fmt.Sprint("p-", i%500)
-			b.Rows[i].Event.Agent.User = fmt.Sprint("u-", i%100)
-			b.Rows[i].Event.RequestID = fmt.Sprint("r-", first+uint64(i))
-		}
-		if err := db.Audit().Ingest(t.Context(), b); err != nil {
-			t.Fatal(err)
-		}
-		prev = b.Chain
+	_, name := open(t)
+	g := &Generation{Rows: 100_000}
+	if err := g.Generate(t.Context(), cluster.DSN(name)); err != nil {
+		t.Fatal(err)
 	}
-	must(t, admin, `ANALYZE audit_event`)
 	conn := connect(t, name, "chartkeep_audit_reader")
-	must(t, conn, `SET search_path = public`)
-	month := "audit_event_" + noon.Format("2006_01")
+	must(t, conn, `SET search_path = public; SET max_parallel_workers_per_gather = 0`)
+	now := time.Now().UTC()
+	lastMonth := time.Date(now.Year(), now.Month()-1, 1, 0, 0, 0, 0, time.UTC)
+	month, old := "audit_event_"+lastMonth.Format("2006_01"), "audit_event_"+g.from.Format("2006_01")
+	then := lastMonth.AddDate(0, 0, 14)
+	is := func(f audit.Field, v string) audit.Query {
+		return audit.Query{Terms: []audit.Term{audit.Is(f, v)}, To: then}
+	}
+	after := audit.Position{PartTime: then, ID: random16()}
 	for what, test := range map[string]struct {
 		query audit.Query
 		index string
+		old   bool // the oldest month is looked at, too
 	}{
-		"newest":       {audit.Query{}, month + "_pkey"},
-		"older than":   {audit.Query{After: audit.Position{PartTime: noon, ID: random16()}}, month + "_pkey"},
-		"of a patient": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldPatient, "p-7")}}, month + "_patient_part_ts_event_id_idx"},
-		"of a user":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldAgent, "u-7")}}, month + "_agent_user_part_ts_event_id_idx"},
-		"failures":     {audit.Query{Quiet: true, Terms: []audit.Term{audit.Is(audit.FieldOutcome, "8", "12")}}, month + "_part_ts_event_id_idx"},
-		"alerts":       {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldType, string(audit.TypeSecurityAlert))}}, month + "_part_ts_event_id_idx"},
-		"refusals":     {audit.Query{Terms: []audit.Term{{Field: audit.FieldOutcome, Op: audit.OpAtLeast, Values: []string{"4"}}}}, month + "_part_ts_event_id_idx"},
-		"of a request": {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldRequest, "r-77")}}, month + "_request_id_idx"},
-		"one event":    {audit.Query{Terms: []audit.Term{audit.Is(audit.FieldID, strings.Repeat("a1", 16))}}, month + "_event_id_idx"},
+		"newest":       {audit.Query{}, month + "_pkey", false},
+		"quiet":        {audit.Query{Quiet: true}, month + "_pkey", false},
+		"older than":   {audit.Query{After: after}, month + "_pkey", false},
+		"newer than":   {audit.Query{After: after, Forward: true}, month + "_pkey", false},
+		"of a day":     {audit.Query{From: then, To: then.AddDate(0, 0, 1)}, month + "_pkey", false},
+		"free text":    {audit.Query{Text: "x", After: after}, month + "_pkey", false},
+		"of a patient": {is(audit.FieldPatient, g.people.patients[7]), month + "_patient_part_ts_event_id_idx", false},
+		"of a user":    {is(audit.FieldAgent, g.people.users[7]), month + "_agent_user_part_ts_event_id_idx", false},
+		"of a request": {is(audit.FieldRequest, "r-77"), month + "_request_id_idx", true},
+		"one event":    {is(audit.FieldID, strings.Repeat("a1", 16)), month + "_event_id_idx", true},
+		"failures":     {is(audit.FieldOutcome, "8"), month + "_part_ts_event_id_idx", false},
+		"alerts":       {is(audit.FieldType, string(audit.TypeSecurityAlert)), month + "_part_ts_event_id_idx", false},
 	} {
-		sql, args := newFindSQL(test.query, nearby(&test.query)).page(50)
+		f := newFindSQL(test.query, nearby(&test.query))
+		sql, args := f.page(50)
 		plan := explain(t, conn, sql, args...)
 		if !strings.Contains(plan, test.index) || strings.Contains(plan, "Seq Scan on "+month) {
 			t.Errorf("%s does not go by %s:\n%s", what, test.index, plan)
+		}
+		if strings.Contains(plan, old) != test.old {
+			t.Errorf("%s: is the oldest month looked at? want %t:\n%s", what, test.old, plan)
+		}
+		sql, args = f.last()
+		if plan := explain(t, conn, sql, args...); strings.Contains(plan, "Seq Scan on "+month) {
+			t.Errorf("%s scans for its last row:\n%s", what, plan)
+		}
+	}
+	for what, q := range map[string]audit.Query{
+		"a day":   {From: then, To: then.AddDate(0, 0, 1)},
+		"90 days": {From: then.AddDate(0, 0, -90), To: then, Quiet: true, Terms: []audit.Term{audit.Is(audit.FieldOutcome, "4")}},
+	} {
+		for _, rollup := range []*relation{deeds, actors} {
+			for _, days := range []bool{false, true} {
+				for _, p := range parts(q, rollup, days) {
+					if plan := explain(t, conn, `SELECT sum(events) FROM `+p.from, p.args...); strings.Contains(plan, "Seq Scan on audit_event_2") ||
+						what == "a day" && strings.Contains(plan, "Seq Scan on audit_rollup") {
+						t.Errorf("counting %s scans:\n%s", what, plan)
+					}
+				}
+			}
 		}
 	}
 }

@@ -27,7 +27,7 @@ func (d *DB) RebuildRollups(ctx context.Context) error {
 		counted := newRollup()
 		// The reader's transaction begins after the lock was taken: it sees every row whose batch was counted.
 		if err := pgx.BeginFunc(ctx, d.reader, func(reading pgx.Tx) error {
-			if _, err := reading.Exec(ctx, `SET LOCAL statement_timeout = 0`); err != nil {
+			if _, err := reading.Exec(ctx, `SET LOCAL statement_timeout = 0; SET LOCAL max_parallel_workers_per_gather = 2`); err != nil {
 				return bare("recounting rows", err)
 			}
 			return counted.recount(ctx, reading, *since)

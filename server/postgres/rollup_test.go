@@ -24,11 +24,16 @@ func varied(t testing.TB, random *rand.Rand, stream audit.StreamID, batches, row
 	}
 	var all []audit.Batch
 	var prev audit.Hash
+	parts := make([]time.Time, batches*rows) // a stream's never go back
+	for i := range parts {
+		parts[i] = noon.Add(-time.Duration(random.IntN(60*3600)) * time.Second)
+	}
+	slices.SortFunc(parts, time.Time.Compare)
 	for b := range batches {
 		batch := audit.Batch{Stream: stream, First: uint64(b * rows), Prev: prev, Chain: audit.Hash(randomBytes(32))}
 		prev = batch.Chain
 		for i := range rows {
-			part := noon.Add(-time.Duration(random.IntN(60*3600)) * time.Second)
+			part := parts[b*rows+i]
 			e := audit.Event{
 				Type: audit.TypeREST, Interaction: pick("read", "search-type", "create"), Action: audit.Action(pick("R", "E", "C")[0]),
 				Outcome: []audit.Outcome{audit.Intent, 0, 0, 4, 8}[random.IntN(5)], Patient: pick("", "p-1", "p-2"), Purpose: pick("TREAT", ""),

@@ -70,6 +70,9 @@ func (s *trailStorage) ensurePartitions(ctx context.Context) error {
 	if err := s.pool.QueryRow(ctx, `SELECT audit_ensure_partitions()`).Scan(&made); err != nil {
 		return bare("making audit partitions", err)
 	}
+	if _, err := s.pool.Exec(ctx, `SELECT audit_trim_rollups()`); err != nil {
+		return bare("trimming rollups", err)
+	}
 	s.ensure.Store((now/day + 1) * day)
 	if made > 0 {
 		s.logger.InfoContext(ctx, "audit partitions made", "count", made)
