@@ -169,7 +169,7 @@ func TestOutcomeQuoting(t *testing.T) {
 func TestErrorTable(t *testing.T) {
 	for kind, want := range map[phi.Kind]int{
 		phi.Invalid: 400, phi.Unprocessable: 422, phi.Denied: 403, phi.NotFound: 404, phi.Gone: 410, phi.Conflict: 409,
-		phi.PreconditionFailed: 412, phi.TooLarge: 413, phi.Unavailable: 503, phi.Integrity: 500, phi.Kind(0): 500, phi.Kind(99): 500,
+		phi.PreconditionFailed: 412, phi.TooLarge: 413, phi.Unavailable: 503, phi.Integrity: 500, phi.NotAllowed: 405, phi.Kind(0): 500, phi.Kind(99): 500,
 	} {
 		r := refused(&phi.Error{Kind: kind, Issues: []fhir.Issue{{Severity: "error", Code: "x", Diagnostics: "y"}}})
 		if r.status != want || r.text == "" || r.code == "" || !r.recorded {

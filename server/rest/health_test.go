@@ -126,12 +126,19 @@ func (stuck) Ungrant(ctx context.Context, _, _, _ string) error { <-ctx.Done(); 
 func TestJournalAway(t *testing.T) {
 	d := deploy(t, nil)
 	d.patient("p1")
-	token := d.as("backend")
+	token, officer := d.as("backend"), d.as("officer")
+	d.want(d.do("GET", "/fhir/R4/Patient/p1", token, ""), http.StatusOK)
+	read := d.events(audit.Query{})[0].Event.ID.String()
+	d.want(d.do("GET", "/fhir/R4/AuditEvent/"+read, officer, ""), http.StatusOK)
 	check(t, d.log.Close())
-	for _, path := range []string{"/fhir/R4/Patient/p1", "/fhir/R4/Patient?_id=p1", "/fhir/R4/Nothing/p1"} {
-		a := d.want(d.do("GET", path, token, ""), http.StatusServiceUnavailable)
+	for _, c := range []struct{ method, path, token string }{
+		{"GET", "/fhir/R4/Patient/p1", token}, {"GET", "/fhir/R4/Patient?_id=p1", token}, {"GET", "/fhir/R4/Nothing/p1", token},
+		{"GET", "/fhir/R4/AuditEvent", officer}, {"GET", "/fhir/R4/AuditEvent/" + read, officer}, {"POST", "/fhir/R4/AuditEvent", officer},
+		{"GET", "/fhir/R4/Patient/p1", d.as("backend")}, // whose sign-in cannot be recorded
+	} {
+		a := d.want(d.do(c.method, c.path, c.token, ""), http.StatusServiceUnavailable)
 		if a.Header.Get("Retry-After") == "" {
-			t.Errorf("%s: no Retry-After", path)
+			t.Errorf("%s: no Retry-After", c.path)
 		}
 	}
 	d.want(d.do("GET", "/fhir/R4/Patient/p1", "", ""), http.StatusServiceUnavailable)
