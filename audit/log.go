@@ -260,6 +260,7 @@ func (l *Log) begin(p home, from recovered) error {
 		return err
 	}
 	l.counters.oldestInLog.Store(from.oldest)
+	l.shipping.next.Store(from.shipped)
 	l.shipping.oldest.Store(l.now().UnixMicro()) // until the shipper knows better
 	l.counters.bytes.Add(from.bytes)
 	return nil

@@ -16,6 +16,7 @@ type recovered struct {
 	part    int64
 	number  uint64 // of the last segment
 	oldest  uint64 // first seq that is kept
+	shipped uint64 // what Storage had when that was last written down
 	bytes   int64
 	damaged bool     // acknowledged records cannot be read: the stream must not be continued
 	alerts  []string // for the trail; never content
@@ -61,6 +62,7 @@ func recoverStream(fs FS, dir string, stream StreamID, logger *slog.Logger) (rec
 	if err != nil {
 		return found, err
 	}
+	found.shipped = at.shipped
 	if len(segments) == 0 && (at.synced == 0 || found.damaged) {
 		return found, nil
 	}

@@ -1,11 +1,13 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 // The file "rescued" says how far the records of a stream that cannot be shipped were recorded again:
@@ -82,61 +84,98 @@ func (l *Log) rescue(ctx context.Context, dir string, stream StreamID, from uint
 	if !started {
 		state = rescueState{done: from, trying: from}
 	}
-	segments, _, err := listSegments(l.fs, dir, stream)
+	groups, err := l.remains(dir, stream)
 	if err != nil {
 		return err
 	}
 	saved := 0
-	for _, s := range segments {
-		n, err := l.rescueSegment(ctx, &s, dir, stream, &state)
+	for _, g := range groups {
+		n, err := l.rescueGroup(ctx, dir, stream, g, &state)
 		saved += n
 		if err != nil {
 			return err
 		}
 	}
-	if err := l.tellNow(l.alert(fmt.Sprintf("stream %s: %d records %s were recorded again", stream, saved, which))); err != nil {
-		return err
+	if saved > 0 || started {
+		if err := l.tellNow(l.alert(fmt.Sprintf("stream %s: %d records %s were recorded again", stream, saved, which))); err != nil {
+			return err
+		}
 	}
 	state.complete = true
 	return state.write(l.fs, dir)
 }
 
-func (l *Log) rescueSegment(ctx context.Context, from *segmentInfo, dir string, stream StreamID, state *rescueState) (saved int, err error) {
-	f, err := l.fs.Open(from.path)
+// remain is a group that was found in a damaged journal.
+type remain struct {
+	path  string
+	off   int64
+	first uint64
+	limit uint64 // records from here on were superseded by a later segment
+}
+
+// remains lists all groups in the order of their numbers, wherever they stand: blocks may have changed places, and a segment may
+// have lost its header.
+func (l *Log) remains(dir string, stream StreamID) ([]remain, error) {
+	segments, headless, err := listSegments(l.fs, dir, stream)
 	if err != nil {
-		return 0, err
+		return nil, err
+	}
+	for _, path := range headless {
+		segments = append(segments, segmentInfo{path: path, limit: 1<<64 - 1})
+	}
+	var groups []remain
+	for _, s := range segments {
+		f, err := l.fs.Open(s.path)
+		if err != nil {
+			return nil, err
+		}
+		for off := int64(0); err == nil && off >= 0; {
+			if off, err = findGroup(f, off, stream); off < 0 || err != nil {
+				break
+			}
+			var b [groupHeadLen]byte
+			if _, err = f.ReadAt(b[:], off); err == nil {
+				var h groupHead
+				h, err = parseGroupHead(b[:])
+				groups = append(groups, remain{s.path, off, h.first, s.limit})
+			}
+			off += 8
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	slices.SortStableFunc(groups, func(a, b remain) int { return cmp.Compare(a.first, b.first) })
+	return groups, nil
+}
+
+// records reads the whole records of a group.
+func (r remain) records(fs FS, stream StreamID) ([]record, error) {
+	f, err := fs.Open(r.path)
+	if err != nil {
+		return nil, err
 	}
 	defer f.Close()
 	size, err := f.Size()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	for off := int64(0); ; {
-		at, err := findGroup(f, off, stream)
-		if at < 0 || err != nil {
-			return saved, err
-		}
-		g, err := readGroup(f, at, size, stream)
-		if err != nil && !errors.Is(err, errFrame) {
-			return saved, err
-		}
-		off = at + 8
-		if err == nil {
-			off = at + g.head.size()
-		}
-		records := g.records
-		for len(records) > 0 && records[len(records)-1].seq >= from.limit { // a later segment has the valid ones
-			records = records[:len(records)-1]
-		}
-		n, err := l.rescueGroup(ctx, dir, stream, records, state)
-		saved += n
-		if err != nil {
-			return saved, err
-		}
+	g, err := readGroup(f, r.off, size, stream)
+	if err != nil && !errors.Is(err, errFrame) {
+		return nil, err
 	}
+	records := g.records
+	for len(records) > 0 && records[len(records)-1].seq >= r.limit {
+		records = records[:len(records)-1]
+	}
+	return records, nil
 }
 
-func (l *Log) rescueGroup(ctx context.Context, dir string, stream StreamID, records []record, state *rescueState) (saved int, err error) {
+func (l *Log) rescueGroup(ctx context.Context, dir string, stream StreamID, from remain, state *rescueState) (saved int, err error) {
+	records, err := from.records(l.fs, stream)
+	if err != nil {
+		return 0, err
+	}
 	s := newSubmission()
 	s.level, s.system = Power, true
 	var first ID

@@ -323,7 +323,7 @@ func (l *Log) shipOrphan(ctx context.Context, stream StreamID) error {
 			return err
 		}
 		return l.rescue(ctx, dir, stream, from.shipped, "which the database does not continue")
-	case found.damaged && errors.Is(err, errFrame):
+	case found.damaged && (err == nil || errors.Is(err, errFrame)) && ctx.Err() == nil:
 		next, _, err := l.cfg.Storage.Head(ctx, stream)
 		if err != nil {
 			return fmt.Errorf("asking for the head: %w", err)
