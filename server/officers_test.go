@@ -1,11 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +80,7 @@ func TestOfficers(t *testing.T) {
 	}
 
 	// It comes by itself, once it is in a signed tree.
+	began := time.Now()
 	var live struct {
 		Position int64
 		Events   []officersEvent
@@ -91,6 +95,8 @@ func TestOfficers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+
+	t.Logf("watched %v after the answer", time.Since(began))
 
 	// One page of the search for it, counted and drawn.
 	q := "q=" + url.QueryEscape("request:"+request+" recorded:1h")
@@ -139,6 +145,17 @@ func TestOfficers(t *testing.T) {
 	proof := d.do(t, "GET", path+"/proof", d.token(t, "officer-diaz"), "")
 	if proof.StatusCode != http.StatusOK || !strings.HasPrefix(string(proof.body), "c2sp.org/tlog-proof@v1\n") {
 		t.Errorf("proof: %d %.100s", proof.StatusCode, proof.body)
+	}
+	file := filepath.Join(t.TempDir(), "event.tlog-proof")
+	for name, content := range map[string][]byte{"the proof": proof.body, "a changed proof": bytes.Replace(proof.body, []byte("\nindex "), []byte("\nindex 1"), 1)} {
+		if err := os.WriteFile(file, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out, errs bytes.Buffer
+		code := run(ctx, []string{"audit", "verify", "--key", d.CheckpointKey, file}, terminal{&out, &errs})
+		if (code == 0) != (name == "the proof") {
+			t.Errorf("%s: exit code %d: %s %s", name, code, &out, &errs)
+		}
 	}
 	var latency struct {
 		Series []struct {
