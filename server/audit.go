@@ -21,6 +21,7 @@ type auditVerb struct {
 	Witness auditWitnessVerb `cmd:"" help:"Be a witness: cosign checkpoints of logs, and refuse forks and rollbacks."`
 	Keygen  auditKeygenVerb  `cmd:"" help:"Make a signing key for a log's checkpoints, or for a witness."`
 	Hold    auditHoldVerb    `cmd:"" help:"Keep events past their time: legal holds by patient or period."`
+	Rebuild auditRebuildVerb `cmd:"" help:"Count the rollups anew, from which facets, histograms and latencies are answered."`
 }
 
 // auditKeygenVerb makes keys.
