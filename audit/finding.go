@@ -178,7 +178,7 @@ func (r *Report) Write(w io.Writer, shown int) error {
 		fmt.Fprintln(b, ".")
 	}
 	if r.Anchors > 0 {
-		fmt.Fprintf(b, "It continues %d checkpoints known from outside.\n", r.Anchors)
+		fmt.Fprintf(b, "It continues %d checkpoints known from elsewhere.\n", r.Anchors)
 	}
 	if r.Ahead > 0 {
 		fmt.Fprintf(b, "WARNING: %d checkpoints from outside are newer than this export, which could not be held against them.\n", r.Ahead)
@@ -199,7 +199,9 @@ func (r *Report) Write(w io.Writer, shown int) error {
 			fmt.Fprintf(b, "Open intent: event %s, stream %s, record %d at %s: no outcome is recorded.\n", x.Event, x.Stream, x.Seq, x.At.Format(time.RFC3339))
 		}
 	}
-	fmt.Fprintf(b, "%d streams, %d of them unaccounted; %d open intents.\n", len(r.Streams), unaccounted, r.OpenIntents)
+	if !r.Partial {
+		fmt.Fprintf(b, "%d streams, %d of them unaccounted; %d open intents.\n", len(r.Streams), unaccounted, r.OpenIntents)
+	}
 	for i, f := range r.Findings {
 		if i < shown {
 			// A hostile bundle chooses its file names.
