@@ -234,7 +234,7 @@ func TestCodeFlow(t *testing.T) {
 	if answer["scope"] != "patient/*.rs patient/Patient.read" {
 		t.Errorf("scope %v", answer["scope"])
 	}
-	if q = b.login("officer-diaz", "", request("user/*.rs")); q.Get("error") != "invalid_scope" {
+	if q = b.login("admin-root", "", request("user/*.rs")); q.Get("error") != "invalid_scope" {
 		t.Errorf("%v", q)
 	}
 	if q = b.login("", "", request("openid")); q.Get("error") != "access_denied" || q.Get("state") != "s+ä&" {
