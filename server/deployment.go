@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/phi"
@@ -19,12 +21,13 @@ import (
 type deployment struct {
 	Data string `help:"Data directory of a demo." placeholder:"DIR" xor:"which" group:"Deployment"`
 
-	DatabaseURL          string `help:"PostgreSQL connection URL of the role chartkeep, without a password." placeholder:"URL" group:"Deployment"`
-	ReadDatabaseURL      string `help:"The same of a read replica, for officers' queries of the audit trail." placeholder:"URL" group:"Deployment"`
-	DatabasePasswordFile string `help:"File that holds the database password." placeholder:"FILE" group:"Deployment"`
-	KMS                  string `name:"kms" help:"Root of the key hierarchy: a KMS key URI. file:PATH is for development and refused by serve." placeholder:"URI" group:"Deployment"`
-	Journal              string `help:"Directory of the audit journal, on a disk that outlives the process." placeholder:"DIR" group:"Deployment"`
-	AuditDurability      string `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
+	DatabaseURL          string        `help:"PostgreSQL connection URL of the role chartkeep, without a password." placeholder:"URL" group:"Deployment"`
+	ReadDatabaseURL      string        `help:"The same of a read replica, for officers' queries of the audit trail." placeholder:"URL" group:"Deployment"`
+	DatabasePasswordFile string        `help:"File that holds the database password." placeholder:"FILE" group:"Deployment"`
+	KMS                  string        `name:"kms" help:"Root of the key hierarchy: a KMS key URI. file:PATH is for development and refused by serve." placeholder:"URI" group:"Deployment"`
+	Journal              string        `help:"Directory of the audit journal, on a disk that outlives the process." placeholder:"DIR" group:"Deployment"`
+	JournalKeep          time.Duration `help:"How long the journal keeps what the database has, as a second copy; up to 1 GiB, and less when space is short." default:"168h" placeholder:"DURATION" group:"Deployment"`
+	AuditDurability      string        `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
 
 	sealing `embed:""`
 }
@@ -75,6 +78,7 @@ type settings struct {
 	readDSN     string // "" reads where it writes
 	root        keyset.Root
 	journal     string
+	keep        time.Duration // of shipped segments of the journal
 	level       audit.Level
 	keys        []audit.LogKey // that sign checkpoints; none: this process does not sequence
 	witnesses   []audit.WitnessAddress
@@ -130,7 +134,7 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 	if production && len(d.CheckpointKey) == 0 {
 		return nil, usage("--checkpoint-key is missing: it signs the audit trail's checkpoints; make one with: chartkeep audit keygen --origin NAME --out FILE")
 	}
-	s := &settings{databaseDSN: dsn, readDSN: readDSN, root: root, journal: d.Journal, level: durability(d.AuditDurability)}
+	s := &settings{databaseDSN: dsn, readDSN: readDSN, root: root, journal: d.Journal, keep: cmp.Or(d.JournalKeep, -1), level: durability(d.AuditDurability)}
 	return s, d.read(s)
 }
 

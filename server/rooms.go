@@ -44,7 +44,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.keys, err = keyset.Open(ctx, s.root, r.db.Keys()); err != nil {
 		return nil, fmt.Errorf("opening keys: %w", err)
 	}
-	if r.log, err = audit.Open(audit.Config{Dir: s.journal, Storage: r.db.Audit(), Logger: log}); err != nil {
+	if r.log, err = audit.Open(audit.Config{Dir: s.journal, Storage: r.db.Audit(), Keep: s.keep, Logger: log}); err != nil {
 		return nil, fmt.Errorf("opening audit journal: %w", err)
 	}
 	if r.access, err = auth.NewAccess(ctx, auth.AccessConfig{Storage: r.db.Auth(), Logger: log}); err != nil {
