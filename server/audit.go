@@ -15,13 +15,14 @@ import (
 
 // auditVerb groups what works on the audit trail.
 type auditVerb struct {
-	Verify  auditVerifyVerb  `cmd:"" help:"Verify the live trail, an export or a proof."`
-	Export  auditExportVerb  `cmd:"" help:"Write the trail, or a part of it, as files that prove themselves."`
-	Proof   auditProofVerb   `cmd:"" help:"Prove that an event is in the log's tree."`
-	Witness auditWitnessVerb `cmd:"" help:"Be a witness: cosign checkpoints of logs, and refuse forks and rollbacks."`
-	Keygen  auditKeygenVerb  `cmd:"" help:"Make a signing key for a log's checkpoints, or for a witness."`
-	Hold    auditHoldVerb    `cmd:"" help:"Keep events past their time: legal holds by patient or period."`
-	Rebuild auditRebuildVerb `cmd:"" help:"Count the rollups anew, from which facets, histograms and latencies are answered."`
+	Verify    auditVerifyVerb    `cmd:"" help:"Verify the live trail, an export or a proof."`
+	Export    auditExportVerb    `cmd:"" help:"Write the trail, or a part of it, as files that prove themselves."`
+	Proof     auditProofVerb     `cmd:"" help:"Prove that an event is in the log's tree."`
+	Witness   auditWitnessVerb   `cmd:"" help:"Be a witness: cosign checkpoints of logs, and refuse forks and rollbacks."`
+	Keygen    auditKeygenVerb    `cmd:"" help:"Make a signing key for a log's checkpoints, or for a witness."`
+	Hold      auditHoldVerb      `cmd:"" help:"Keep events past their time: legal holds by patient or period."`
+	Retention auditRetentionVerb `cmd:"" help:"Archive and drop months of the trail that are older than the policy."`
+	Rebuild   auditRebuildVerb   `cmd:"" help:"Count the rollups anew, from which facets, histograms and latencies are answered."`
 }
 
 // auditKeygenVerb makes keys.
