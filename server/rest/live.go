@@ -313,12 +313,11 @@ func (w *watcher) read(requests chan<- watchRequest) error {
 	}
 }
 
-// keep pings, and ends the connection within a second of the token's end, its revocation, a change of roles or the server's
-// stop. It is apart from show, which may be waiting for a slow client.
+// keep ends the connection within a second of the token's end, its revocation, a change of roles or the server's stop. It is apart
+// from show, which may be waiting for a slow client.
 func (w *watcher) keep(ctx context.Context, cancel context.CancelCauseFunc) {
-	check, ping := time.NewTicker(recheckTime), time.NewTicker(pingTime)
+	check := time.NewTicker(recheckTime)
 	defer check.Stop()
-	defer ping.Stop()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -326,8 +325,6 @@ func (w *watcher) keep(ctx context.Context, cancel context.CancelCauseFunc) {
 			if !w.permitted(ctx) {
 				cancel(&ended{websocket.ClosePolicyViolation, "no longer permitted"})
 			}
-		case <-ping.C:
-			_ = w.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(time.Second)) // a dead connection shows in read
 		}
 	}
 	end := &ended{websocket.CloseGoingAway, "the server is restarting"}
@@ -425,7 +422,8 @@ func (w *watcher) show(ctx context.Context, l *live, requests <-chan watchReques
 				return err
 			}
 		case <-beat.C:
-			if err := w.send(watchMessage{Position: w.position}); err != nil {
+			err := w.conn.WriteControl(websocket.PingMessage, nil, time.Now().Add(writeTime))
+			if err := errors.Join(err, w.send(watchMessage{Position: w.position})); err != nil {
 				return err
 			}
 		}
