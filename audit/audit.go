@@ -2,8 +2,9 @@
 //
 // It promises three things. A Receipt exists only for events that are durable at the level that was asked for. Nothing
 // that was acknowledged is lost: not on kill -9, not while the database is away, not on a full disk; when an event
-// cannot be made durable, Record fails and the caller must not disclose. And nothing is changed unnoticed: each process
-// writes its own stream, whose records carry contiguous sequence numbers and a hash chain from the first byte on.
+// cannot be made durable, Record fails and the caller must not disclose, and the outage itself is recorded. And nothing is
+// changed unnoticed: each process writes its own stream, whose records carry contiguous sequence numbers and a hash chain from
+// the first byte on, with a heartbeat every ten seconds.
 //
 // # Life of an event
 //
@@ -11,7 +12,8 @@
 // committer goroutine drains what waits, numbers and chains it, and writes the whole group with one write(2): that
 // releases tickets at level Process. A syncer makes the group durable with one fdatasync: that releases Power. The
 // shipper, off the request path, stores whole groups through Storage (manifest and rows in one transaction): that
-// releases Database. See frame.go for the bytes and journal.go for what a crash at each step means.
+// releases Database. See frame.go for the bytes, journal.go for what a crash at each step means, outage.go for a file system that
+// fills or fails, renew.go for a database that does not continue the stream, and clock.go for times.
 //
 // The package imports the standard library and golang.org/x/mod/sumdb only, so that an outside auditor can read all
 // that matters in one sitting.

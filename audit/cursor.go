@@ -90,21 +90,30 @@ func (c *cursor) agree() error {
 	}
 	at, chain := c.open.head.first, c.open.head.prev
 	for at < c.next {
-		g, err := readGroup(c.f, c.off, size, c.stream)
-		if errors.Is(err, io.EOF) {
+		var b [groupHeadLen]byte
+		n, err := c.f.ReadAt(b[:min(groupHeadLen, max(0, size-c.off))], c.off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if blank(b[:n]) {
 			return fmt.Errorf("record %d where %d comes next: %w", c.next, at, ErrChain)
 		}
+		h, err := parseGroupHead(b[:n])
 		if err != nil {
 			return err
 		}
-		if at+uint64(g.head.count) > c.next { // read finds this group again
+		if at+uint64(h.count) > c.next { // read comes to this group again
+			g, err := readGroup(c.f, c.off, size, c.stream)
+			if err != nil {
+				return err
+			}
 			for i := range c.next - at {
 				chain = link(chain, g.leaves[i])
 			}
 			break
 		}
-		at, chain = at+uint64(g.head.count), g.head.chain
-		c.off += g.head.size()
+		at, chain = at+uint64(h.count), h.chain
+		c.off += h.size()
 	}
 	if chain != c.chain {
 		return fmt.Errorf("record %d has another history here: %w", c.next, ErrChain)
