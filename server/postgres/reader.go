@@ -179,8 +179,8 @@ func newFindSQL(q audit.Query, near time.Time) *findSQL {
 	case path >= 0:
 		t := &q.Terms[path]
 		f.path = append(f.path, trail.term(t, &f.args))
-		if t.Field == audit.FieldPatient {
-			f.path = append(f.path, "patient <> ''") // as its index has it
+		if t.Field == audit.FieldPatient || t.Field == audit.FieldRequest {
+			f.path = append(f.path, trail.columns[t.Field]+" <> ''") // as its index has it
 		}
 	case slices.ContainsFunc(q.Terms, failing):
 		f.path = append(f.path, "(outcome >= 4 OR type = '110113')") // the failures' index
