@@ -161,9 +161,10 @@ func (v *verification) readRows(ctx context.Context, spans []Span) ([]*chunk, er
 	all := Span{Index: spans[0].Index, Stream: spans[0].Stream, First: spans[0].First, FirstPart: spans[0].FirstPart, LastPart: spans[0].LastPart}
 	wanted := false
 	for i, s := range spans {
-		chunks[i] = &chunk{span: s, done: make(chan struct{}), sampled: v.o.Sample <= 0 || v.o.Sample >= 1 || rand.Float64() < v.o.Sample}
-		wanted = wanted || chunks[i].sampled
 		all.Count += s.Count
+		in := v.o.Sample <= 0 || v.o.Sample >= 1 || rand.Float64() < v.o.Sample //nolint:gosec // the runtime's generator is seeded, and nobody sees what it gives
+		chunks[i] = &chunk{span: s, done: make(chan struct{}), sampled: in}
+		wanted = wanted || in
 		if s.FirstPart.Before(all.FirstPart) {
 			all.FirstPart = s.FirstPart
 		}
