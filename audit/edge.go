@@ -187,14 +187,16 @@ func tileRoots(ctx context.Context, storage TreeStorage, t tlog.Tile) ([]byte, e
 // edged reads a tree whose stored edge may be damaged, with the one that was computed.
 type edged struct {
 	TreeReader
-	tree *growing
+	tree   *growing
+	failed error // of the storage, which is not what it holds
 }
 
 // Tiles implements TreeReader.
-func (e edged) Tiles(ctx context.Context, tiles []tlog.Tile) ([][]byte, error) {
+func (e *edged) Tiles(ctx context.Context, tiles []tlog.Tile) ([][]byte, error) {
 	contents, err := e.TreeReader.Tiles(ctx, tiles)
 	if err != nil {
-		return nil, fmt.Errorf("reading tiles: %w", err)
+		e.failed = fmt.Errorf("reading tiles: %w", err)
+		return nil, e.failed
 	}
 	for _, p := range e.tree.partial() {
 		for i, t := range tiles {

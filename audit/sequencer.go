@@ -286,11 +286,42 @@ func (r *reign) within(ctx context.Context, d time.Duration, f func(context.Cont
 
 // takeUp recomputes the tree of the newest checkpoint. What is wrong with it is an alert, and nothing is signed.
 func (r *reign) takeUp(ctx context.Context) error {
-	err := r.resume(ctx)
+	size, err := r.size(ctx)
+	if err != nil {
+		return err
+	}
+	err = r.resume(ctx)
 	if errors.Is(err, ErrTampered) || errors.Is(err, ErrCheckpoint) || errors.Is(err, errEdge) {
+		if err := r.still(ctx, size); err != nil {
+			return err
+		}
 		r.s.alert("the stored audit tree is not the one that was signed; nothing is sequenced")
 	}
 	return err
+}
+
+// still fails with ErrFenced when somebody else has extended the tree: then what does not fit says nothing.
+func (r *reign) still(ctx context.Context, size int64) error {
+	now, err := r.size(ctx)
+	if err == nil && now != size {
+		err = fmt.Errorf("the tree grew to %d leaves meanwhile: %w", now, ErrFenced)
+	}
+	return err
+}
+
+// size is that of the newest checkpoint, whoever signed it; -1 for what is none.
+func (r *reign) size(ctx context.Context) (int64, error) {
+	msg, err := r.s.cfg.Storage.Checkpoint(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("reading newest checkpoint: %w", err)
+	}
+	if msg == nil {
+		return 0, nil
+	}
+	if c, err := claimed(msg); err == nil {
+		return c.Size, nil
+	}
+	return -1, nil
 }
 
 func (r *reign) resume(ctx context.Context) error {
@@ -335,7 +366,8 @@ func (r *reign) resume(ctx context.Context) error {
 // head reads the newest checkpoint; Size 0 before the first.
 func (r *reign) head(ctx context.Context) (head Checkpoint, err error) {
 	storage := r.s.cfg.Storage
-	for range 3 {
+	before := int64(-1)
+	for range 10 {
 		msg, err := storage.Checkpoint(ctx)
 		if err != nil {
 			return head, fmt.Errorf("reading newest checkpoint: %w", err)
@@ -356,6 +388,10 @@ func (r *reign) head(ctx context.Context) (head Checkpoint, err error) {
 			return head, nil
 		}
 		// What a sequencer before this one had under way may have come through just now.
+		if head.Size == before {
+			break
+		}
+		before = head.Size
 	}
 	return head, fmt.Errorf("batches are in the tree beyond its newest checkpoint: %w", ErrTampered)
 }
@@ -371,12 +407,13 @@ func (s *Sequencer) continued(ctx context.Context, g *growing) error {
 	case s.highest.Size == 0 || head.Size == s.highest.Size:
 		return nil
 	}
-	proof, err := tlog.ProveTree(head.Size, s.highest.Size, HashReader(ctx, edged{s.cfg.Storage, g}, head))
+	tree := &edged{TreeReader: s.cfg.Storage, tree: g}
+	proof, err := tlog.ProveTree(head.Size, s.highest.Size, HashReader(ctx, tree, head))
 	if err == nil {
 		err = tlog.CheckTree(proof, head.Size, tlog.Hash(head.Root), s.highest.Size, tlog.Hash(s.highest.Root))
 	}
-	if ctx.Err() != nil {
-		return ctx.Err()
+	if tree.failed != nil {
+		return tree.failed
 	}
 	if err != nil {
 		return fmt.Errorf("the tree of %d leaves does not continue the one of %d that was signed before: %w: %w", head.Size, s.highest.Size, err, ErrTampered)
@@ -427,6 +464,9 @@ func (r *reign) round(ctx context.Context) (more bool, err error) {
 			return false, err
 		}
 		if why != "" {
+			if err := r.still(ctx, r.tree.head.Size); err != nil {
+				return false, err
+			}
 			stuck[p.Stream] = true
 			r.blocked[p.Stream] = now.Add(blockedFor)
 			s.alert(fmt.Sprintf("stream %s is not sequenced any more: %s, at record %d", p.Stream, why, p.First))
