@@ -145,10 +145,10 @@ func TestClockSkew(t *testing.T) {
 	}
 	var outcomes []audit.Outcome
 	for _, r := range storage.Rows() {
-		switch {
-		case r.Event.Interaction == audit.InteractionClockSkew:
+		switch r.Event.Interaction {
+		case audit.InteractionClockSkew:
 			outcomes = append(outcomes, r.Event.Outcome)
-		case r.Event.Interaction == audit.InteractionHeartbeat:
+		case audit.InteractionHeartbeat:
 			if h, err := audit.DecodeHeartbeat(r.Event.Detail); err != nil || h.Next > r.Seq || time.Since(h.Wall) > time.Minute {
 				t.Errorf("heartbeat %+v, %v", h, err)
 			}

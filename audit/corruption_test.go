@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -114,7 +112,7 @@ func (c *corpse) revive(t testing.TB, what, name string, content []byte, spared 
 	disk := c.disk(t, name, content)
 	dir := filepath.Join("/journal", c.stream.String())
 	var storage audittest.Storage // checks every row
-	l, err := audit.Open(audit.Config{Dir: "/journal", FS: disk, Storage: &storage, SegmentBytes: 4096, Heartbeat: -1, Logger: slog.New(slog.NewTextHandler(io.Discard, nil))})
+	l, err := audit.Open(audit.Config{Dir: "/journal", FS: disk, Storage: &storage, SegmentBytes: 4096, Heartbeat: -1})
 	if err != nil {
 		t.Fatalf("%s: the log does not start: %v", what, err)
 	}
