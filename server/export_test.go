@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"io/fs"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,8 @@ import (
 	"testing"
 	"testing/fstest"
 	"time"
+
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/chartkeep/chartkeep/audit"
 )
@@ -80,6 +84,8 @@ func TestAuditFiles(t *testing.T) {
 	if whole.Rows < whole.Checkpoint.Size || whole.Anchors != 1 || whole.Trust != audit.TrustKeys {
 		t.Errorf("the whole trail: %+v", whole)
 	}
+
+	d.rollback(t)
 
 	key := filepath.Join(dir, "key")
 	if err := os.WriteFile(key, []byte(d.CheckpointKey+"\n"), 0o600); err != nil {
@@ -184,5 +190,57 @@ func TestAuditFiles(t *testing.T) {
 			}
 			file.Data = good
 		}
+	}
+}
+
+// rollback has a witness that saw more of the log than there is: the trail was rolled back, or so it looks.
+func (d *instance) rollback(t *testing.T) {
+	t.Helper()
+	skey, vkey, err := audit.GenerateWitnessKey(rand.NewChaCha8([32]byte{}), "witness.example/w")
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := audit.NewCosigner(skey, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	logKey, err := note.NewVerifier(d.CheckpointKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := audit.NewWitness(audit.WitnessConfig{Dir: t.TempDir(), Signer: signer, Logs: []note.Verifier{logKey}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	server := httptest.NewServer(w)
+	defer server.Close()
+	add := func(msg []byte) {
+		t.Helper()
+		res, err := http.Post(server.URL+"/add-checkpoint", "text/plain", bytes.NewReader(append([]byte("old 0\n\n"), msg...)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Fatalf("the witness answers %s", res.Status)
+		}
+	}
+	witness := vkey + "@" + server.URL
+	if r := d.verified(t, "--witness", witness); r.Anchors != 0 {
+		t.Errorf("a witness that saw nothing: %+v", r)
+	}
+	key, err := readCheckpointKey(filepath.Join(d.dir, demoCheckpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	forged, err := audit.Checkpoint{Origin: key.Name(), Size: 1 << 40}.Sign(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(forged)
+	out, _, code := d.verb(t, "audit", "verify", "--data", d.dir, "--witness", witness)
+	if code != 1 || !strings.Contains(out, "FINDING rollback") {
+		t.Errorf("a trail that is smaller than its witness knows: exit code %d: %s", code, out)
 	}
 }

@@ -8,8 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -43,6 +46,7 @@ type auditVerifyVerb struct {
 func (*auditVerifyVerb) Help() string {
 	return `Exit code 0: nothing is wrong. 1: findings, each with its place, or it could not be verified. 2: bad usage. Without --key an export is
 held against the keys that came with it, and the output says so: that shows that it is consistent, not who made it.
+With --witness, the witness is asked what it cosigned last, and the trail must continue that.
 Example: chartkeep audit verify --data .chartkeep --state verified.json
 Example: chartkeep audit verify --key hospital.pub --checkpoint witness.checkpoint export.zip
 Example: chartkeep audit verify --key hospital.pub event.tlog-proof`
@@ -68,7 +72,7 @@ func (v *auditVerifyVerb) Run(ctx context.Context, t terminal) error {
 	switch {
 	case v.Sample < 0 || v.Sample >= 1:
 		return usage("--sample is a share between 0 and 1")
-	case v.Path != "" && (v.State != "" || v.Full || v.Sample > 0 || v.Data != "" || v.DatabaseURL != ""):
+	case v.Path != "" && (v.State != "" || v.Full || v.Sample > 0 || len(v.Witness) > 0 || v.Data != "" || v.DatabaseURL != ""):
 		return usage("files are verified whole, and without a deployment")
 	case v.Full && v.State == "":
 		return usage("--full goes with --state")
@@ -130,10 +134,11 @@ func (v *auditVerifyVerb) live(ctx context.Context, o audit.VerifyOptions, t ter
 	if err != nil {
 		return nil, err
 	}
-	if len(o.Keys) == 0 && v.Data != "" {
-		if o.Keys, err = publicKeys("--key", []string{filepath.Join(v.Data, demoCheckpoint+".pub")}); err != nil {
-			return nil, err
-		}
+	if err := v.ownKeys(&o); err != nil {
+		return nil, err
+	}
+	if err := v.askWitnesses(ctx, &o); err != nil {
+		return nil, err
 	}
 	var known *audit.Verified
 	if v.State != "" {
@@ -168,6 +173,77 @@ func (v *auditVerifyVerb) live(ctx context.Context, o audit.VerifyOptions, t ter
 		}
 	}
 	return report, nil
+}
+
+// ownKeys fills in the deployment's keys where the caller named none.
+func (v *auditVerifyVerb) ownKeys(o *audit.VerifyOptions) (err error) {
+	if len(o.Keys) > 0 {
+		return nil
+	}
+	for _, file := range v.CheckpointKey {
+		key, err := readCheckpointKey(file)
+		if err != nil {
+			return err
+		}
+		o.Keys = append(o.Keys, key.Verifier)
+	}
+	if len(o.Keys) == 0 && v.Data != "" {
+		o.Keys, err = publicKeys("--key", []string{filepath.Join(v.Data, demoCheckpoint+".pub")})
+	}
+	return err
+}
+
+// askWitnesses takes the checkpoints that the deployment's witnesses cosigned last as known from outside. It is done before the
+// trail's newest one is read, which then must not be older.
+func (v *auditVerifyVerb) askWitnesses(ctx context.Context, o *audit.VerifyOptions) error {
+	for _, value := range v.Witness {
+		witnesses, err := witnessAddresses(value)
+		if err != nil {
+			return err
+		}
+		for _, w := range witnesses {
+			if !slices.Contains(o.WitnessKeys, w.Verifier) {
+				o.WitnessKeys = append(o.WitnessKeys, w.Verifier)
+			}
+			if len(o.Keys) == 0 {
+				return usage("--witness: give --key, too: the witness is asked for its log")
+			}
+			origin, _, _ := strings.Cut(o.Keys[0], "+")
+			msg, err := lastCosigned(ctx, w.URL, origin)
+			if err != nil {
+				return fmt.Errorf("asking witness %s: %w", w.URL, err)
+			}
+			if msg != nil {
+				o.Anchors = append(o.Anchors, msg)
+			}
+		}
+	}
+	return nil
+}
+
+// lastCosigned asks a witness, see audit.Witness; nil when it has cosigned nothing of the log yet.
+func lastCosigned(ctx context.Context, base, origin string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(base, "/")+"/checkpoint?origin="+url.QueryEscape(origin), nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	switch {
+	case err != nil:
+		return nil, err
+	case res.StatusCode == http.StatusNotFound:
+		return nil, nil
+	case res.StatusCode != http.StatusOK:
+		return nil, fmt.Errorf("status %d", res.StatusCode)
+	}
+	return body, nil
 }
 
 // readerDSN is where the database is; keys and journal of the deployment are not needed to read its trail.
