@@ -4,6 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +29,85 @@ func (v *benchVerb) audit(ctx context.Context, t terminal, b *bench) error {
 	if err := f.outage(ctx, v, t, b); err != nil {
 		return err
 	}
+	if err := f.verification(ctx, b); err != nil {
+		return err
+	}
 	return f.queries(ctx, v, t, b)
+}
+
+// verification exports what the bench recorded so far and verifies the export as an outsider does.
+func (f *figures) verification(ctx context.Context, b *bench) error {
+	if err := b.rooms.log.Drain(ctx); err != nil {
+		return err
+	}
+	tree := b.rooms.db.Tree()
+	for rest, err := tree.Unsequenced(ctx, 1); err != nil || len(rest) > 0; rest, err = tree.Unsequenced(ctx, 1) {
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	key, err := os.ReadFile(filepath.Join(b.dir, demoCheckpoint+".pub"))
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(b.dir, "bench-export")
+	w, err := audit.CreateBundle(path)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	if _, err := audit.Export(ctx, tree, w, audit.ExportOptions{}); err != nil {
+		return err
+	}
+	exported := time.Since(began)
+	bundle, closer, err := audit.OpenBundlePath(path)
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	// As in a process of its own: a server lets garbage pile up, see tune.
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	runtime.GC()
+	before, stop, peak := heapInUse(), make(chan struct{}), make(chan uint64)
+	go func() {
+		most := uint64(0)
+		for {
+			select {
+			case <-stop:
+				peak <- most
+				return
+			case <-time.After(20 * time.Millisecond):
+				most = max(most, heapInUse())
+			}
+		}
+	}()
+	cpu, _ := cpuTimes()
+	report, err := bundle.Verify(ctx, audit.VerifyOptions{Keys: []string{strings.TrimSpace(string(key))}})
+	after, _ := cpuTimes()
+	close(stop)
+	grown := max(<-peak, before) - before
+	switch {
+	case err != nil:
+		return err
+	case !report.OK():
+		return fmt.Errorf("the export has %d findings, the first: %v", len(report.Findings), report.Findings[0])
+	}
+	f.add(fmt.Sprintf("export of %d events", report.Rows), fmt.Sprintf("%.0f/s", float64(report.Rows)/exported.Seconds()), "", true)
+	perCore := float64(report.Rows) / max((after-cpu).Seconds(), 0.01)
+	f.add("verification of the export, events a second and core", fmt.Sprintf("%.0f", perCore), "at least 150,000", perCore >= 150_000)
+	f.add("memory that it takes", fmt.Sprintf("%d MiB", grown>>20), "under 64 MiB", grown < 64<<20)
+	return nil
+}
+
+func heapInUse() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse
 }
 
 // queries asks officers' queries on a trail of each size.

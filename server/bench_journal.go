@@ -53,13 +53,11 @@ func (f *figures) journal(ctx context.Context, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	handOff, allocations, err := handOff(ctx, l)
+	handOff, err := handOff(ctx, l)
 	if err != nil {
 		return err
 	}
 	f.add("hand-off to the channel, median", handOff.String(), "under 1 µs", handOff < time.Microsecond)
-	f.add("allocations of an event's way to its receipt", fmt.Sprintf("%.2f", allocations), "0 beyond the event", allocations < 0.5)
-
 	process, err := paced(ctx, l, audit.Process)
 	if err != nil {
 		return err
@@ -80,10 +78,11 @@ func (f *figures) journal(ctx context.Context, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	grouped, err := closed(ctx, l, groupWriters)
+	grouped, allocations, err := closed(ctx, l, groupWriters)
 	if err != nil {
 		return err
 	}
+	f.add(fmt.Sprintf("allocations of an event's way to its receipt, %d writers", groupWriters), fmt.Sprintf("%.2f", allocations), "0 beyond the event", allocations < 0.5)
 	f.add(fmt.Sprintf("group commit at %d writers over one fsync an event", groupWriters), fmt.Sprintf("%.0f/s = %.0f ×", grouped, grouped/alone.perSecond), "at least 20 ×", grouped/alone.perSecond >= 20)
 	return nil
 }
@@ -103,35 +102,23 @@ func benchEvent() *audit.Event {
 	}
 }
 
-// handOff returns the median time until a caller may go on with its own work, and how many allocations a Record costs beside
-// the event's own.
-func handOff(ctx context.Context, l *audit.Log) (median time.Duration, allocations float64, err error) {
-	const n = 20_000
-	took := make([]time.Duration, n)
+// handOff returns the median time until a caller may go on with its own work.
+func handOff(ctx context.Context, l *audit.Log) (time.Duration, error) {
+	took := make([]time.Duration, 20_000)
 	for i := range took {
 		e := benchEvent()
 		began := time.Now()
 		ticket, err := l.Submit(audit.Process, e)
 		took[i] = time.Since(began)
 		if err != nil {
-			return 0, 0, err
+			return 0, err
 		}
 		if _, err := ticket.Wait(ctx); err != nil {
-			return 0, 0, err
+			return 0, err
 		}
 	}
 	slices.Sort(took)
-	e := benchEvent()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range n {
-		e.ID, e.Recorded = audit.ID{}, time.Time{}
-		if _, err := l.Record(ctx, audit.Process, e); err != nil {
-			return 0, 0, err
-		}
-	}
-	runtime.ReadMemStats(&after)
-	return took[n/2], float64(after.Mallocs-before.Mallocs) / n, nil
+	return took[len(took)/2], nil
 }
 
 // paced records at a fixed rate, whatever the answers take, and returns the median time to a receipt.
@@ -170,35 +157,39 @@ func paced(ctx context.Context, l *audit.Log, level audit.Level) (time.Duration,
 	return took[len(took)/2], nil
 }
 
-// closed returns how many events a second callers record at level power, each the next when the last is durable.
-func closed(ctx context.Context, l *audit.Log, writers int) (perSecond float64, err error) {
+// closed returns how many events a second callers record at level power, each the next when the last is durable, and what each
+// allocates: writers use one event over and over, once it is durable.
+func closed(ctx context.Context, l *audit.Log, writers int) (perSecond, allocations float64, err error) {
 	failed := make(chan error, writers)
 	counts := make([]int, writers)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
 	var wg sync.WaitGroup
 	began := time.Now()
 	for w := range writers {
 		wg.Go(func() {
-			for time.Since(began) < closedFor {
-				if _, err := l.Record(ctx, audit.Power, benchEvent()); err != nil {
+			for e := benchEvent(); time.Since(began) < closedFor; counts[w]++ {
+				e.ID, e.Recorded = audit.ID{}, time.Time{}
+				if _, err := l.Record(ctx, audit.Power, e); err != nil {
 					failed <- err
 					return
 				}
-				counts[w]++
 			}
 		})
 	}
 	wg.Wait()
 	took := time.Since(began)
+	runtime.ReadMemStats(&after)
 	select {
 	case err := <-failed:
-		return 0, err
+		return 0, 0, err
 	default:
 	}
 	sum := 0
 	for _, n := range counts {
 		sum += n
 	}
-	return float64(sum) / took.Seconds(), nil
+	return float64(sum) / took.Seconds(), float64(after.Mallocs-before.Mallocs) / float64(max(sum, 1)), nil
 }
 
 // fsynced is what the disk does when each event gets a write and an fdatasync of its own.
