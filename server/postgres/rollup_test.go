@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"pgregory.net/rapid"
 
 	"github.com/chartkeep/chartkeep/audit"
@@ -203,4 +204,56 @@ func TestRollupsAreRecounts(t *testing.T) {
 			r.Fatalf("latency\n%+v, want\n%+v (%v)", gotLatency, wantLatency, err)
 		}
 	})
+}
+
+// TestRollupCost: counting is a small share of storing.
+func TestRollupCost(t *testing.T) {
+	db, _ := open(t)
+	ctx := t.Context()
+	random := rand.New(rand.NewPCG(5, 6))
+	people := newPopulation()
+	var counting, storing []time.Duration
+	b := audit.Batch{Stream: audit.StreamID{1}}
+	for i := range 24 {
+		b.First, b.Prev, b.Rows = b.First+uint64(len(b.Rows)), b.Chain, nil
+		for n := range 1000 {
+			at := noon.Add(time.Duration(i*1000+n) * time.Millisecond)
+			r := audit.Row{Seq: b.First + uint64(n), Event: people.event(random, at), PartTime: at}
+			var err error
+			if r.Body, err = audit.Encode(&r.Event); err != nil {
+				t.Fatal(err)
+			}
+			b.Rows = append(b.Rows, r)
+		}
+		b.Seal()
+		began := time.Now()
+		if err := db.Audit().Ingest(ctx, b); err != nil {
+			t.Fatal(err)
+		}
+		storing = append(storing, time.Since(began))
+		began = time.Now()
+		counted := newRollup()
+		for i := range b.Rows {
+			counted.add(b.Rows[i].Time(), &b.Rows[i].Event, 1)
+			counted.addTimings(b.Rows[i].Time(), &b.Rows[i].Event)
+		}
+		if err := pgx.BeginFunc(ctx, db.writer, func(tx pgx.Tx) error {
+			began = time.Now().Add(-time.Since(began)) // without the beginning of a transaction
+			err := counted.store(ctx, tx)
+			counting = append(counting, time.Since(began))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			t.Logf("%d cells of deeds, %d of actors, %d of latencies in a batch", len(counted.deeds), len(counted.actors), len(counted.latencies))
+		}
+	}
+	slices.Sort(counting)
+	slices.Sort(storing)
+	share := float64(counting[len(counting)/2]) / float64(storing[len(storing)/2])
+	t.Logf("counting takes %v of %v: %.1f %%", counting[len(counting)/2], storing[len(storing)/2], 100*share)
+	if share > 0.4 {
+		t.Errorf("counting takes %.0f %% of storing", 100*share)
+	}
 }
