@@ -35,6 +35,7 @@ type liveMessage struct {
 // watching is one client of the live trail.
 type watching struct {
 	t    testing.TB
+	doc  *description
 	conn *websocket.Conn
 }
 
@@ -50,7 +51,7 @@ func (d *deployment) dial(token, request string, change ...func(*websocket.DialO
 	d.t.Cleanup(func() { _ = conn.CloseNow() })
 	conn.SetReadLimit(1 << 20)
 	_ = conn.Write(d.t.Context(), websocket.MessageText, []byte(request)) // the server may hang up before its end; reading tells
-	return &watching{d.t, conn}
+	return &watching{d.t, readDescription(d.t), conn}
 }
 
 // next reads one message.
@@ -63,6 +64,11 @@ func (w *watching) next() (m liveMessage, err error) {
 	}
 	if err := json.Unmarshal(b, &m); err != nil {
 		w.t.Errorf("message %s: %v", b, err)
+	}
+	var v any
+	check(w.t, json.Unmarshal(b, &v))
+	if wrong := w.doc.wrong(&schema{Ref: "#/components/schemas/WatchMessage"}, v, "$"); wrong != "" {
+		w.t.Errorf("%s in %.300s", wrong, b)
 	}
 	return m, nil
 }

@@ -21,6 +21,7 @@ func (d *deployment) get(role, path string, into any) answer {
 	if err := json.Unmarshal(a.body, into); err != nil {
 		d.t.Fatalf("%s: %v in %s", path, err, a.body)
 	}
+	d.described(a)
 	return a
 }
 
@@ -85,6 +86,7 @@ func TestOfficersBadInput(t *testing.T) {
 	} {
 		target := strings.Replace("/v1/audit/"+path, "audit/../", "", 1)
 		a := d.want(d.do("GET", target, d.as("officer"), ""), http.StatusBadRequest)
+		d.described(a)
 		var got shownProblem
 		check(t, json.Unmarshal(a.body, &got))
 		if got.Parameter != want.Parameter || (got.Position == nil) != (want.Position == nil) || got.Position != nil && *got.Position != *want.Position {
