@@ -190,6 +190,9 @@ func (c *call) neighbours(s *audit.Stored) (j neighboursJSON, err error) {
 		}
 		for id, forward := range map[*string]bool{&n.to.Previous: false, &n.to.Next: true} {
 			q := audit.Query{Terms: []audit.Term{audit.Is(n.field, n.value)}, After: s.Position(), Forward: forward, Limit: 1}
+			if n.field == audit.FieldSession && e.Agent.User != "" {
+				q.Terms = append(q.Terms, audit.Is(audit.FieldAgent, e.Agent.User)) // has an index, and is the session's only user
+			}
 			found, err := c.find(q)
 			if err != nil {
 				return j, err
