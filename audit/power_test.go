@@ -36,6 +36,7 @@ func powerCuts(t *testing.T, r *rand.Rand, rounds int) {
 	var storage audittest.Storage
 	var mu sync.Mutex
 	durable, written := map[string]bool{}, map[string]bool{}
+	v := &audittest.Invariants{Journals: []string{"/journal"}, Evidence: storage.Evidence(), Key: func(e *audit.Event) string { return e.Patient }}
 	for round := range rounds {
 		shipping := r.IntN(2) == 0
 		cfg := audit.Config{Dir: "/journal", FS: disk, SegmentBytes: 8192, TicketTimeout: time.Second, Keep: -1, Heartbeat: 5 * time.Millisecond}
@@ -45,6 +46,10 @@ func powerCuts(t *testing.T, r *rand.Rand, rounds int) {
 		l, err := audit.Open(cfg)
 		if err != nil {
 			t.Fatalf("round %d: the log does not start: %v\n%s", round, err, disk.Tree())
+		}
+		v.FS = disk
+		if found, err := v.Check(t.Context(), audit.Power); err != nil || len(found.Violations) > 0 {
+			t.Errorf("round %d: %v, %v", round, found.Violations, err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -58,6 +63,7 @@ func powerCuts(t *testing.T, r *rand.Rand, rounds int) {
 					if _, err := l.Record(context.Background(), level, e); err != nil {
 						return
 					}
+					v.Acknowledge(audittest.Ack{Key: e.Patient, Level: level, Events: 1})
 					mu.Lock()
 					if written[e.Patient] = true; level == audit.Power {
 						durable[e.Patient] = true

@@ -94,6 +94,7 @@ type Invariants struct {
 	checkpoints map[int64]tlog.Hash    // root by size, of every checkpoint ever seen
 	newest      int64
 	alerts      map[audit.ID]bool
+	abrupt      int // runs that ended without a stop
 }
 
 type batchID struct {
@@ -113,6 +114,8 @@ type record struct {
 	key      string
 	leaf     audit.Hash
 	intent   bool
+	starts   bool
+	stops    bool
 	group    audit.ID // what ties intent and outcome; zero for neither
 	checked  int      // step at which it was last found
 	isStored bool
@@ -184,7 +187,8 @@ func (v *Invariants) fs() audit.FS {
 // step collects what one Check finds.
 type step struct {
 	*Findings
-	number int
+	number   int
+	survives audit.Level
 }
 
 func (s *step) violates(p Property, stream audit.StreamID, seq uint64, format string, args ...any) {
@@ -208,7 +212,7 @@ func (v *Invariants) Check(ctx context.Context, survives audit.Level) (Findings,
 		v.checkpoints, v.alerts = map[int64]tlog.Hash{}, map[audit.ID]bool{}
 	}
 	v.steps++
-	s := &step{Findings: &Findings{Violations: late}, number: v.steps}
+	s := &step{Findings: &Findings{Violations: late}, number: v.steps, survives: survives}
 	before := len(v.alerts)
 	// Journals first: a record on its way into the database is then in at least one of them.
 	if err := v.checkJournals(s); err != nil {
@@ -222,7 +226,7 @@ func (v *Invariants) Check(ctx context.Context, survives audit.Level) (Findings,
 			return Findings{}, err
 		}
 	}
-	v.settle(s, acks, survives, len(v.alerts) > before)
+	v.settle(s, acks, len(v.alerts) > before)
 	s.Alerts, s.TreeSize = len(v.alerts), v.newest
 	return *s.Findings, nil
 }
@@ -257,7 +261,11 @@ func (v *Invariants) note(s *step, stream audit.StreamID, r *audit.Row, isStored
 	}
 	st := v.stream(stream)
 	known, ok := st.records[r.Seq]
-	if ok && known.leaf != r.Leaf {
+	switch {
+	case !ok || known.leaf == r.Leaf:
+	case s.survives > audit.Process && !known.isStored:
+		s.Lost++ // its number, which nobody relied on, was given to another
+	default:
 		s.violates(I6, stream, r.Seq, "it is another record than before")
 	}
 	e := &r.Event
@@ -268,6 +276,9 @@ func (v *Invariants) note(s *step, stream audit.StreamID, r *audit.Row, isStored
 	n := record{id: e.ID, key: key, leaf: r.Leaf, intent: e.Outcome == audit.Intent, group: e.Correlation, checked: s.number, isStored: isStored || known.isStored}
 	if n.intent && n.group == (audit.ID{}) {
 		n.group = e.ID
+	}
+	if e.Type == audit.TypeApplication {
+		n.starts, n.stops = e.Interaction == "110120", e.Interaction == "110121" // DICOM PS3.16 CID 400
 	}
 	st.records[r.Seq] = n
 	if e.Type == audit.TypeSecurityAlert {
@@ -546,10 +557,15 @@ func (v *Invariants) openCheckpoint(text []byte) (int64, tlog.Hash, error) {
 }
 
 // settle compares what clients were told with what was found, and forgets what a fault was allowed to take.
-func (v *Invariants) settle(s *step, acks []Ack, survives audit.Level, alerted bool) {
+//
+// A loss is recorded by an alert, or by a start in the stream's chain that no stop comes before: the run before it ended at once,
+// and with it what it had not made durable.
+func (v *Invariants) settle(s *step, acks []Ack, alerted bool) {
+	abrupt := 0
 	keys, stored := map[string]map[audit.ID]bool{}, map[audit.ID]bool{}
 	intents, outcomes := map[audit.ID]string{}, map[audit.ID]bool{}
 	for id, st := range v.streams {
+		starts, stops := 0, 0
 		for seq, r := range st.records {
 			if r.checked != s.number && !r.isStored {
 				s.Lost++
@@ -557,6 +573,12 @@ func (v *Invariants) settle(s *step, acks []Ack, survives audit.Level, alerted b
 				continue
 			}
 			s.Records++
+			if r.starts {
+				starts++
+			}
+			if r.stops {
+				stops++
+			}
 			if r.isStored {
 				s.Stored++
 				if stored[r.id] && !v.Twins && r.id != (audit.ID{}) { // zero for rows that were pruned before they were seen
@@ -575,7 +597,10 @@ func (v *Invariants) settle(s *step, acks []Ack, survives audit.Level, alerted b
 				outcomes[r.group] = true
 			}
 		}
+		abrupt += max(0, starts-1-stops)
 	}
+	alerted = alerted || abrupt > v.abrupt
+	v.abrupt = abrupt
 	for group, key := range intents {
 		if !outcomes[group] {
 			s.Unmatched = append(s.Unmatched, key)
@@ -588,12 +613,12 @@ func (v *Invariants) settle(s *step, acks []Ack, survives audit.Level, alerted b
 	for _, a := range acks {
 		n := len(keys[a.Key])
 		right := n > 0 && (a.Events == 0 || a.Events == n)
-		if right || a.Level >= survives {
+		if right || a.Level >= s.survives {
 			kept = append(kept, a)
 		}
 		switch {
 		case right:
-		case a.Level >= survives:
+		case a.Level >= s.survives:
 			s.violates(I1, audit.StreamID{}, 0, "%s was acknowledged at %s and has %d events", a.Key, a.Level, n)
 		case !alerted:
 			s.violates(I7, audit.StreamID{}, 0, "%s was acknowledged at %s, is gone, and no alert says so", a.Key, a.Level)

@@ -23,6 +23,7 @@ type Storage struct {
 	mu      sync.Mutex
 	streams map[audit.StreamID]*stream
 	rows    []audit.Stored
+	batches []audit.Span
 }
 
 type stream struct {
@@ -85,6 +86,7 @@ func (s *Storage) store(b audit.Batch) error {
 	}
 	s.streams[b.Stream] = st
 	st.next, st.chain = b.First+uint64(len(b.Rows)), b.Chain
+	s.batches = append(s.batches, audit.Span{Stream: b.Stream, First: b.First, Count: len(b.Rows), Prev: b.Prev, Chain: b.Chain})
 	now := time.Now()
 	for _, r := range b.Rows {
 		s.rows = append(s.rows, audit.Stored{Row: r, Stream: b.Stream, Ingested: now})
