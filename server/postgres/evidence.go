@@ -64,10 +64,11 @@ var refusals = []string{"42501", "CKA10"}
 // TrailAttempts tries to change the trail with each of the program's roles, each attempt in a transaction that is rolled back
 // whatever happens. It returns how many were made and those that were not refused.
 func (e *Evidence) TrailAttempts(ctx context.Context) (tried int, succeeded []string, err error) {
-	for _, pool := range []*pgxpool.Pool{e.db.records, e.db.writer, e.db.reader} {
+	for _, pool := range []*pgxpool.Pool{e.db.records, e.db.writer, e.db.reader, e.db.sequencer} {
 		for _, sql := range []string{
 			"UPDATE audit_event SET agent_user = agent_user", "DELETE FROM audit_event", "TRUNCATE audit_event",
 			"UPDATE audit_batch SET chain = chain", "DELETE FROM audit_batch", "TRUNCATE audit_batch",
+			"UPDATE audit_checkpoint SET note = note", "DELETE FROM audit_span", "TRUNCATE audit_tile",
 		} {
 			tried++
 			_, err := e.attempt(ctx, pool, sql)
