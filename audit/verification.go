@@ -20,7 +20,7 @@ type VerifyOptions struct {
 	Quorum      int          // how many of them must have cosigned a checkpoint
 	Anchors     [][]byte     // signed checkpoints known from outside (a witness's, an anchor's): the tree must continue them
 	Known       []Checkpoint // checkpoints that the caller knows to be the log's without a signature: an earlier verification's
-	From        *Verified    // what an earlier verification established: only what came later is looked at; nil for everything
+	From        *Verified    // what an earlier verification established: only what came later is looked at, and not for strays; nil for everything
 	Sample      float64      // share of the batches in the tree whose rows are read, (0, 1); 0 or 1 is all. Other leaves are taken from the tiles
 	// Now is what streams are held against to tell which are unaccounted. Zero is the time of the newest record, which is
 	// what an export has; a live verification gives the present.
@@ -215,9 +215,11 @@ func (v *verification) run(ctx context.Context) error {
 	if err := v.tail(ctx, tail); err != nil {
 		return err
 	}
-	strays, err := v.e.Strays(ctx, strayLimit)
-	if err != nil {
-		return fmt.Errorf("reading strays: %w", err)
+	var strays []Stray
+	if v.o.From == nil && (v.o.Sample <= 0 || v.o.Sample >= 1) { // to look for them is to look at every row
+		if strays, err = v.e.Strays(ctx, strayLimit); err != nil {
+			return fmt.Errorf("reading strays: %w", err)
+		}
 	}
 	for _, s := range strays {
 		v.find(Finding{Kind: KindStray, Index: -1, Stream: s.Stream, Seq: s.Seq,

@@ -139,6 +139,13 @@ func newDescs() map[string]*prometheus.Desc {
 	}
 	d["audit_witness_lag"] = prometheus.NewDesc("chartkeep_audit_witness_lag", "Leaves that the witness has not cosigned.", []string{"witness"}, nil)
 	d["audit_witness_refuses"] = prometheus.NewDesc("chartkeep_audit_witness_refuses", "1 while the witness says that the log does not continue what it saw.", []string{"witness"}, nil)
+	for name, help := range map[string]string{
+		"audit_verified_timestamp_seconds": "When the deployment's own verification of its trail ended last.",
+		"audit_verified_size":              "Leaves in the tree that it verified.",
+		"audit_verified_findings":          "What it found wrong: anything above 0 is an alarm.",
+	} {
+		d[name] = prometheus.NewDesc("chartkeep_"+name, help, []string{"look"}, nil)
+	}
 	d["cache_requests_total"] = prometheus.NewDesc("chartkeep_cache_requests_total", "Cache lookups by cache and result.", []string{"cache", "result"}, nil)
 	d["database_connections"] = prometheus.NewDesc("chartkeep_database_connections", "Connections by pool and state.", []string{"pool", "state"}, nil)
 	d["database_waits_total"] = prometheus.NewDesc("chartkeep_database_waits_total", "Requests that waited for a connection.", []string{"pool"}, nil)
@@ -180,6 +187,7 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	counter("audit_streams_refused_total", a.Refused)
 	if c.rooms.sequencer != nil {
 		c.sequencer(gauge)
+		c.patrol(gauge)
 	}
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))

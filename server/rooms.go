@@ -24,6 +24,7 @@ type rooms struct {
 	records *phi.Records
 
 	sequencer *audit.Sequencer // nil without a key
+	patrol    *audit.Patrol    // nil without a key
 
 	stopRuns context.CancelFunc
 	runs     sync.WaitGroup
@@ -58,6 +59,9 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.sequencer, err = newSequencer(s, r.db, r); err != nil {
 		return nil, err
 	}
+	if r.sequencer != nil {
+		r.patrol = newPatrol(s, r)
+	}
 	var background context.Context
 	background, r.stopRuns = context.WithCancel(context.WithoutCancel(ctx))
 	r.start(background, "audit shipper", r.log.Run)
@@ -65,6 +69,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
 	if r.sequencer != nil {
 		r.start(background, "audit sequencer", r.sequencer.Run)
+		r.start(background, "audit patrol", r.patrol.Run)
 		r.start(background, "audit listener", func(ctx context.Context) error { return r.db.ListenIngested(ctx, r.sequencer.Wake) })
 	}
 	return r, nil

@@ -86,15 +86,7 @@ func newSequencer(s *settings, db *postgres.DB, r *rooms) (*audit.Sequencer, err
 	}
 	q, err := audit.NewSequencer(audit.SequencerConfig{
 		Storage: db.Tree(), Keys: s.keys, Witnesses: s.witnesses, Anchors: s.anchors, Logger: r.logger,
-		Alert: func(desc string) {
-			_, err := r.log.Submit(audit.Power, &audit.Event{
-				Type: audit.TypeSecurityAlert, Interaction: "sequencer", Action: audit.ActionExecute, Outcome: audit.SeriousFailure, OutcomeDesc: desc,
-				Agent: audit.Agent{User: "system"},
-			})
-			if err != nil {
-				r.logger.Error("an alert of the sequencer could not be recorded", "error", err.Error())
-			}
-		},
+		Alert: func(desc string) { r.alarm("sequencer", desc) },
 	})
 	if err != nil {
 		return nil, fmt.Errorf("configuring checkpoints: %w", err)
