@@ -14,14 +14,14 @@ CREATE INDEX audit_event_request ON audit_event USING hash (request_id) WHERE re
 -- What officers look for most often is rare: refusals, failures and security alerts. The index holds nothing else.
 CREATE INDEX audit_event_failure ON audit_event (part_ts, event_id) WHERE outcome >= 4 OR type = '110113';
 
--- Rollups are derived data: how many events of each kind an hour and a day have, by the wall clock of the event (recorded), so
+-- Rollups are derived data: how many events of each kind an hour and a day have, by when the event happened (audit.Row.Time), so
 -- that facets and histograms of a long time need not count rows. They are no evidence: nobody verifies them, anybody may
--- recompute them from the rows (audit_rebuild_rollups; chartkeep audit rebuild), and a test does. They are written in the
+-- recompute them from the rows (chartkeep audit rebuild), and a test does. They are written in the
 -- transaction that stores the rows, so they count each row once. Quarantined rows are in none.
 --
 -- All combinations of all properties would be nearly as many as there are rows. So there are two rollups, of properties that go
 -- together: what was done, and who did it why. Both know how it ended. key is a hash of the properties, for a small
--- unique index.
+-- unique index. Days and hours lie apart, so that a quarter's days are a few pages.
 CREATE TABLE audit_rollup_deed (
   daily        boolean     NOT NULL, -- of a day (UTC); otherwise of an hour
   at           timestamptz NOT NULL,
@@ -36,7 +36,9 @@ CREATE TABLE audit_rollup_deed (
   housekeeping boolean     NOT NULL, -- audit.Event.Housekeeping
   events       bigint      NOT NULL,
   PRIMARY KEY (daily, at, key)
-) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+) PARTITION BY LIST (daily);
+CREATE TABLE audit_rollup_deed_day PARTITION OF audit_rollup_deed FOR VALUES IN (true) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+CREATE TABLE audit_rollup_deed_hour PARTITION OF audit_rollup_deed FOR VALUES IN (false) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 
 CREATE TABLE audit_rollup_actor (
   daily        boolean     NOT NULL,
@@ -52,7 +54,9 @@ CREATE TABLE audit_rollup_actor (
   housekeeping boolean     NOT NULL,
   events       bigint      NOT NULL,
   PRIMARY KEY (daily, at, key)
-) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+) PARTITION BY LIST (daily);
+CREATE TABLE audit_rollup_actor_day PARTITION OF audit_rollup_actor FOR VALUES IN (true) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+CREATE TABLE audit_rollup_actor_hour PARTITION OF audit_rollup_actor FOR VALUES IN (false) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 
 -- How long requests took, from the events that carry late timings. Each part is a histogram in one number: the count of bucket i
 -- (audit.LatencyBucket) takes twelve decimal digits, from 10^(12 i) on. So the sum of numbers is the sum of histograms, and
@@ -69,7 +73,9 @@ CREATE TABLE audit_rollup_latency (
   crypto   numeric     NOT NULL,
   audit    numeric     NOT NULL,
   PRIMARY KEY (hourly, at, route, role)
-) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+) PARTITION BY LIST (hourly);
+CREATE TABLE audit_rollup_latency_hour PARTITION OF audit_rollup_latency FOR VALUES IN (true) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+CREATE TABLE audit_rollup_latency_minute PARTITION OF audit_rollup_latency FOR VALUES IN (false) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 
 -- It has no settings of its own: so it is part of the statement that calls it, and costs a tenth.
 CREATE FUNCTION audit_rollup_key(VARIADIC properties text[]) RETURNS bytea LANGUAGE sql STABLE
