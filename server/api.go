@@ -66,9 +66,13 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 	if err != nil {
 		return nil, fmt.Errorf("loading the officers' key: %w", err)
 	}
+	var verified func() (news, whole audit.PatrolReport)
+	if r.patrol != nil {
+		verified = r.patrol.Last
+	}
 	server, err := rest.New(rest.Config{
 		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(),
-		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Key: key,
+		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Verified: verified, Key: key,
 		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies,
 		Checks: map[string]func(context.Context) error{
 			"database": r.db.Ping,

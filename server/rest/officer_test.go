@@ -3,11 +3,13 @@ package rest_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/server/rest"
@@ -322,6 +324,36 @@ func TestInspection(t *testing.T) {
 	if len(checkpoints.Checkpoints) != 1 || checkpoints.Checkpoints[0].Size != p.Inclusion.Size || checkpoints.Checkpoints[0].Note != p.Inclusion.Checkpoint ||
 		checkpoints.Newest.Size <= p.Inclusion.Size || checkpoints.Next == "" {
 		t.Errorf("checkpoints %+v", checkpoints)
+	}
+}
+
+// TestVerified shows the looks of the deployment's own verification, bad news and the lack of any included.
+func TestVerified(t *testing.T) {
+	var news, whole audit.PatrolReport
+	d := deploy(t, func(c *rest.Config) {
+		c.Verified = func() (audit.PatrolReport, audit.PatrolReport) { return news, whole }
+	})
+	var got struct {
+		News, Whole *struct {
+			State    string
+			Size     int64
+			Findings []struct{ Kind, Stream, Column string }
+		}
+	}
+	if d.get("officer", "/v1/audit/verify", &got); got.News != nil || got.Whole != nil {
+		t.Errorf("before any look: %+v", got)
+	}
+	news = audit.PatrolReport{At: time.Now(), Report: &audit.Report{
+		Checkpoint: audit.Checkpoint{Size: 7}, Findings: []audit.Finding{{Kind: audit.KindStray, Stream: audit.StreamID{1}, Column: "patient"}}, Duration: time.Second,
+	}}
+	whole = audit.PatrolReport{At: time.Now(), Err: errors.New("database is away")}
+	d.get("assessor", "/v1/audit/verify", &got)
+	if got.News.State != "bad" || got.News.Size != 7 || len(got.News.Findings) != 1 || got.News.Findings[0].Column != "patient" || len(got.News.Findings[0].Stream) != 32 || got.Whole.State != "unknown" {
+		t.Errorf("looks %+v %+v", got.News, got.Whole)
+	}
+	news.Report.Findings = nil
+	if d.get("officer", "/v1/audit/verify", &got); got.News.State != "good" {
+		t.Errorf("a look that found nothing: %+v", got.News)
 	}
 }
 

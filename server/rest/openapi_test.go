@@ -121,6 +121,9 @@ func (d *description) wrong(s *schema, v any, at string) string {
 			}
 		}
 	}
+	if s.Type == "number" && kind == "integer" {
+		kind = "number"
+	}
 	if s.Type != kind || s.Enum != nil && !slices.Contains(s.Enum, v) {
 		return fmt.Sprintf("%s: %s where %v is described", at, kind, s.Type)
 	}

@@ -36,7 +36,8 @@ type Config struct {
 	Tree     Tree                                         // nil: proofs, checkpoints and the live trail answer 501
 	Listen   func(ctx context.Context, wake func()) error // calls wake after each checkpoint until ctx ends; nil: the tree is polled every second
 	Live     LiveLimits
-	Key      []byte // secret of the officers' API, of at least 32 bytes: phi.Records.OfficersKey
+	Verified func() (news, whole audit.PatrolReport) // what the deployment's own verification found last; nil: /v1/audit/verify answers 501
+	Key      []byte                                  // secret of the officers' API, of at least 32 bytes: phi.Records.OfficersKey
 	Level    phi.Levels
 
 	Relationships Relationships // nil: POST and DELETE /v1/relationships answer 501

@@ -78,6 +78,7 @@ func (s *Server) table() []route {
 		{get, v + "/audit/facets", trail, "audit-facets", false, (*call).facets},
 		{get, v + "/audit/histogram", trail, "audit-histogram", false, (*call).histogram},
 		{get, v + "/audit/live", trail, "audit-live", false, (*call).watch},
+		{get, v + "/audit/verify", trail, "audit-verify", false, (*call).verified},
 		{get, v + "/audit/checkpoints", trail, "audit-checkpoints", false, (*call).checkpoints},
 		{get, v + "/latency", may("latency:read"), "latency-read", false, (*call).latency},
 		{post, v + "/relationships", may("relationships:write"), "relationship-grant", false, (*call).grant},
