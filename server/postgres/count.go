@@ -154,13 +154,17 @@ func parts(q audit.Query, rollup *relation, days bool) []part {
 	return all
 }
 
+// countScan bounds the rows that a count looks at.
+const countScan = 10_000
+
 // rowsOf are the newest rows of a query.
 func rowsOf(q audit.Query) part {
 	q.After, q.Forward = audit.Position{}, false
 	f := newFindSQL(q, time.Time{})
+	f.scan = countScan
 	return part{
 		of: trail, rows: f, args: f.args,
-		from: `(SELECT *, 1::bigint AS events, ` + when + ` AS at FROM (` + f.scanned("*", findScan) + `) scanned WHERE ` + f.others.String() + `) fitting`,
+		from: `(SELECT *, 1::bigint AS events, ` + when + ` AS at FROM (` + f.scanned("*", f.scan) + `) scanned WHERE ` + f.others.String() + `) fitting`,
 	}
 }
 
@@ -216,24 +220,40 @@ func (r *trailReader) Facets(ctx context.Context, q audit.Query, fields []audit.
 	counts := make(map[audit.Field]map[string]int64, len(fields))
 	partial := map[audit.Field]bool{}
 	by := map[*relation][]audit.Field{}
+	var rolled []audit.Field // by any rollup: they share the rows before and after the whole hours
 	for _, f := range fields {
 		counts[f] = map[string]int64{}
 		rollup := rollupFor(&q, f)
 		by[rollup] = append(by[rollup], f)
+		if rollup != nil {
+			rolled = append(rolled, f)
+		}
 	}
+	count := func(p *part, fields []audit.Field) error {
+		if err := r.facets(ctx, p, fields, counts); err != nil {
+			return err
+		}
+		more, err := r.more(ctx, p)
+		for _, f := range fields {
+			partial[f] = partial[f] || more
+		}
+		return err
+	}
+	shared := false
 	for rollup, fields := range by {
 		for _, p := range parts(q, rollup, true) {
-			if err := r.facets(ctx, &p, fields, counts); err != nil {
-				return nil, err
+			of := fields
+			if rollup != nil && p.rows != nil {
+				if shared {
+					continue
+				}
+				of = rolled
 			}
-			more, err := r.more(ctx, &p)
-			if err != nil {
+			if err := count(&p, of); err != nil {
 				return nil, err
-			}
-			for _, f := range fields {
-				partial[f] = partial[f] || more
 			}
 		}
+		shared = shared || rollup != nil
 	}
 	facets := make([]audit.Facet, len(fields))
 	for i, f := range fields {

@@ -132,6 +132,7 @@ type findSQL struct {
 	args         arguments
 	pathArgs     int // how many of args the path takes
 	order        string
+	scan         int // the most rows that are looked at
 }
 
 // conditions hold all.
@@ -150,7 +151,7 @@ func (a *arguments) add(v any) string {
 
 // newFindSQL builds the statement for what is near, see nearby.
 func newFindSQL(q audit.Query, near time.Time) *findSQL {
-	f := &findSQL{order: "part_ts DESC, event_id DESC"}
+	f := &findSQL{order: "part_ts DESC, event_id DESC", scan: findScan}
 	// part_ts prunes, see audit.Row.Time.
 	if !q.From.IsZero() {
 		f.path = append(f.path, "part_ts >= "+f.args.add(q.From.Add(-audit.ClockTolerance)))
@@ -243,13 +244,13 @@ func (f *findSQL) page(limit int) (string, []any) {
 	if len(f.others) == 0 {
 		return f.scanned(storedColumns, limit), f.args
 	}
-	return `SELECT ` + storedColumns + ` FROM (` + f.scanned("*", findScan) + `) scanned WHERE ` + f.others.String() +
+	return `SELECT ` + storedColumns + ` FROM (` + f.scanned("*", f.scan) + `) scanned WHERE ` + f.others.String() +
 		` ORDER BY ` + f.order + ` LIMIT ` + strconv.Itoa(limit), f.args
 }
 
 // last is the statement for the position of the last row that page may look at; there is none when it looks at all there are.
 func (f *findSQL) last() (string, []any) {
-	return f.scanned("part_ts, event_id", 1) + ` OFFSET ` + strconv.Itoa(findScan-1), f.args[:f.pathArgs]
+	return f.scanned("part_ts, event_id", 1) + ` OFFSET ` + strconv.Itoa(f.scan-1), f.args[:f.pathArgs]
 }
 
 // storedColumns are scanned by scanStored.
