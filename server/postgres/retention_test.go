@@ -298,14 +298,14 @@ func TestDetachBesideInserts(t *testing.T) {
 	if err := r.Detach(ctx, partition, 300*time.Millisecond); !errors.Is(err, ErrBusy) {
 		t.Errorf("detaching under an open query: %v, want ErrBusy", err)
 	}
-	done, detached := make(chan struct{}), make(chan error, 1)
-	time.AfterFunc(time.Second, func() { _ = tx.Rollback(ctx) })
+	done, detached, ended := make(chan struct{}), make(chan error, 1), make(chan error, 1)
+	time.AfterFunc(time.Second, func() { ended <- tx.Rollback(ctx) })
 	go func() {
 		defer close(done)
 		detached <- r.Detach(ctx, partition, 20*time.Second)
 	}()
 	longest := slowest(done)
-	if err := <-detached; err != nil {
+	if err := errors.Join(<-ended, <-detached); err != nil {
 		t.Fatal(err)
 	}
 	t.Logf("slowest batch %v while a month was detached, %v otherwise", longest, normal)
