@@ -133,7 +133,7 @@ func (g *Generation) finish(ctx context.Context, admin *pgx.Conn) error {
 
 // write stores every writers-th row as a stream of its own.
 func (g *Generation) write(ctx context.Context, db *DB, writer int) error {
-	random := rand.New(rand.NewPCG(uint64(g.Rows), uint64(writer)))
+	random := rand.New(rand.NewPCG(uint64(g.Rows), uint64(writer))) //nolint:gosec // made-up events
 	var b audit.Batch
 	binary.BigEndian.PutUint64(b.Stream[:], random.Uint64())
 	for row := int64(writer); row < g.Rows; {
@@ -165,7 +165,6 @@ func (g *Generation) write(ctx context.Context, db *DB, writer int) error {
 type population struct {
 	patients, users []string
 	deeds           []generatedDeed // one is drawn with equal chance
-	total           int
 }
 
 type generatedDeed struct {
@@ -175,7 +174,7 @@ type generatedDeed struct {
 }
 
 func newPopulation() *population {
-	random := rand.New(rand.NewPCG(1, 2))
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // made-up people
 	p := &population{}
 	for range generatedPatients {
 		p.patients = append(p.patients, randomHex(random))
