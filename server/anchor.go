@@ -92,7 +92,7 @@ func (a *bucketAnchor) Put(ctx context.Context, name string, data []byte) error 
 	if err != nil {
 		return fmt.Errorf("reading what is in the bucket: %w", err)
 	}
-	defer there.Close()
+	defer func() { _ = there.Close() }() // it was only read
 	have, err := io.ReadAll(io.LimitReader(there, int64(len(data))+1))
 	if err != nil {
 		return fmt.Errorf("reading what is in the bucket: %w", err)
