@@ -57,6 +57,7 @@ const (
 	maxKeys       = 1 << 20
 	maxCheckpoint = 128 << 10
 	maxLine       = 256 << 10
+	maxTogether   = 256 << 20 // bytes of what is held in memory at once: the rows of a batch, all pruning records
 )
 
 // ErrBundle says that files are no bundle, or cannot be read as one. The error names file and line.
@@ -326,9 +327,9 @@ func (b *Bundle) Rows(ctx context.Context, s Span) ([]Row, error) {
 	defer b.mu.Unlock()
 	var list []Row
 	var wrong int64 = -1
-	end := s.Index + int64(s.Count)
+	end, bytes := s.Index+int64(s.Count), 0
 	err := b.rows.read(ctx, s.Index, func(r *indexedRow) bool {
-		if r.index >= end {
+		if bytes += len(r.row.Body); r.index >= end || bytes > maxTogether {
 			return false
 		}
 		if r.stream != s.Stream && wrong < 0 {
@@ -337,6 +338,9 @@ func (b *Bundle) Rows(ctx context.Context, s Span) ([]Row, error) {
 		list = append(list, r.row)
 		return true
 	})
+	if err == nil && bytes > maxTogether {
+		err = fmt.Errorf("reading bundle: %s: the batch of leaf %d is too large: %w", fileRows, s.Index, ErrBundle)
+	}
 	if err == nil && wrong >= 0 {
 		err = fmt.Errorf("reading bundle: %s: the row of leaf %d is of another stream than its batch: %w", fileRows, wrong, ErrBundle)
 	}
@@ -356,7 +360,14 @@ func (b *Bundle) Prunings(ctx context.Context) ([][]byte, error) {
 	}
 	var list [][]byte
 	l := &lineFile[[]byte]{b: b, name: filePrunings, parse: parsePruningLine, long: true}
-	err := l.read(ctx, 0, func(note *[]byte) bool { list = append(list, *note); return true })
+	bytes := 0
+	err := l.read(ctx, 0, func(note *[]byte) bool {
+		list, bytes = append(list, *note), bytes+len(*note)
+		return bytes <= maxTogether
+	})
+	if err == nil && bytes > maxTogether {
+		err = fmt.Errorf("reading bundle: %s: the records are too large: %w", filePrunings, ErrBundle)
+	}
 	return list, errors.Join(err, l.close())
 }
 
