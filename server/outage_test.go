@@ -23,11 +23,11 @@ func TestIngestGone(t *testing.T) {
 
 func ingestGone(t *testing.T, level audit.Level) {
 	lab := openLaboratory(t, level, "chartkeep_audit_writer")
-	perSecond, each := form(200, 1000), form(1500*time.Millisecond, time.Hour/4)
+	perSecond, each := form(200, 1000), form(time.Second, time.Hour/4)
 	lab.paced(t, perSecond, time.Second) // warms up
 	lab.drained(t)
 	holds(t, lab.Invariants, "before", audit.Process)
-	normal, others := lab.paced(t, perSecond, max(each, 3*time.Second))
+	normal, others := lab.paced(t, perSecond, max(each, 2*time.Second))
 	if len(others) > 0 {
 		t.Fatalf("before anything failed: %v", others)
 	}
@@ -38,9 +38,10 @@ func ingestGone(t *testing.T, level audit.Level) {
 	}
 	defer admin.Close(t.Context())
 
-	// Of a few hundred requests on two cores that other tests use, too, the slowest say nothing: CI looks at the ninth decile.
-	// The figure itself (p99 within 10 %) is measured by bench --audit, and the long form looks at p99.
-	tail := form(90, 99)
+	// Of a few hundred requests on two cores that other tests use, too, the slowest say nothing: CI looks at the median, which a
+	// request path that waits for the trail's way would shift by seconds. bench --audit measures the figure, and the long
+	// form looks at p99.
+	tail := form(50, 99)
 	var worst time.Duration
 	for _, step := range []struct {
 		name    string
@@ -80,7 +81,7 @@ func ingestGone(t *testing.T, level audit.Level) {
 	began := time.Now()
 	lab.drained(t)
 	t.Logf("p%d %s, in the outage %s; %d events caught up in %s; heap grew by %d KiB", tail, percentile(normal, tail), worst, backlog, time.Since(began).Round(time.Millisecond), grown>>10)
-	if limit := 3*percentile(normal, tail) + 20*time.Millisecond; worst > limit {
+	if limit := 2*percentile(normal, tail) + form(250, 10)*time.Millisecond; worst > limit {
 		t.Errorf("p%d of requests was %s in the outage and %s before", tail, worst, percentile(normal, tail))
 	}
 	if grown > 16<<20 {
