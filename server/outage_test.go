@@ -81,7 +81,7 @@ func ingestGone(t *testing.T, level audit.Level) {
 	began := time.Now()
 	lab.drained(t)
 	t.Logf("p%d %s, in the outage %s; %d events caught up in %s; heap grew by %d KiB", tail, percentile(normal, tail), worst, backlog, time.Since(began).Round(time.Millisecond), grown>>10)
-	if limit := 2*percentile(normal, tail) + form(250, 10)*time.Millisecond; worst > limit {
+	if limit := 2*percentile(normal, tail) + form(250*time.Millisecond, 10*time.Millisecond); worst > limit {
 		t.Errorf("p%d of requests was %s in the outage and %s before", tail, worst, percentile(normal, tail))
 	}
 	if grown > 16<<20 {
