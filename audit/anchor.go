@@ -61,11 +61,7 @@ func (d AnchorDir) put(path string, data []byte) (err error) {
 	} else if err != nil {
 		return err
 	}
-	dir, err := os.Open(string(d))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return OS{}.SyncDir(string(d))
 }
 
 // same fails unless a file holds the data.

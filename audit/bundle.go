@@ -544,9 +544,6 @@ func parseRowLine(line []byte) (r indexedRow, ok bool) {
 	return r, err == nil && base64.StdEncoding.EncodedLen(n) == len(encoded)
 }
 
-// strictBase64 refuses a second spelling of the same bytes.
-var strictBase64 = base64.StdEncoding.Strict()
-
 func appendSpanLine(b []byte, s *Span) []byte {
 	return fmt.Appendf(b, `{"index":%d,"stream":"%s","first":%d,"count":%d,"prev":"%s","chain":"%s","first_part":%d,"last_part":%d}`,
 		s.Index, s.Stream, s.First, s.Count, s.Prev, s.Chain, s.FirstPart.UnixMicro(), s.LastPart.UnixMicro())

@@ -134,7 +134,7 @@ func GenerateWitnessKey(rand io.Reader, name string) (skey, vkey string, err err
 
 // parseKey decodes a key's type and its 32 bytes.
 func parseKey(name, encoded string) ([]byte, error) {
-	b, err := base64.StdEncoding.Strict().DecodeString(encoded)
+	b, err := strictBase64.DecodeString(encoded)
 	if err != nil || len(b) != 1+ed25519.PublicKeySize || !validKeyName(name) {
 		return nil, errKey
 	}

@@ -43,10 +43,13 @@ func (f *frontier) add(leaf Hash, node func(level int, n int64, h tlog.Hash)) {
 	f.size++
 }
 
+// emptyRoot is the root of a tree without leaves (RFC 6962, 2.1).
+func emptyRoot() Hash { return sha256.Sum256(nil) }
+
 // root of the tree so far.
 func (f *frontier) root() Hash {
 	if f.size == 0 {
-		return sha256.Sum256(nil)
+		return emptyRoot()
 	}
 	last := len(f.hashes) - 1
 	if last < 0 {

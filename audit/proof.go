@@ -172,7 +172,7 @@ func ParseProof(text []byte) (*Proof, error) {
 	}
 	p := &Proof{Checkpoint: checkpoint}
 	encoded, ok := strings.CutPrefix(lines[0], "extra ")
-	extra, err := base64.StdEncoding.Strict().DecodeString(encoded)
+	extra, err := strictBase64.DecodeString(encoded)
 	switch {
 	case !ok || err != nil || len(extra) == 0:
 		return bad("extra data")

@@ -3,7 +3,6 @@ package audit
 import (
 	"context"
 	"crypto/ed25519"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,9 +27,9 @@ func NewLogKey(skey string) (LogKey, error) {
 	if err != nil {
 		return LogKey{}, fmt.Errorf("parsing signer key of log: %w", errKey) // note's error quotes nothing, but nor should we
 	}
-	parts := strings.SplitN(skey, "+", 5)
-	seed, err := base64.StdEncoding.DecodeString(parts[4])
-	if err != nil || len(seed) != 1+ed25519.SeedSize || seed[0] != algEd25519 {
+	parts := strings.SplitN(skey, "+", 5) // PRIVATE+KEY+name+hash+type and seed, as NewSigner has checked
+	seed, err := parseKey(parts[2], parts[4])
+	if err != nil || seed[0] != algEd25519 {
 		return LogKey{}, fmt.Errorf("parsing signer key of log: %w", errKey)
 	}
 	vkey, err := note.NewEd25519VerifierKey(signer.Name(), ed25519.NewKeyFromSeed(seed[1:]).Public().(ed25519.PublicKey))
@@ -395,8 +394,6 @@ func (r *reign) head(ctx context.Context) (head Checkpoint, err error) {
 	}
 	return head, fmt.Errorf("batches are in the tree beyond its newest checkpoint: %w", ErrTampered)
 }
-
-func emptyRoot() Hash { return (&frontier{}).root() }
 
 // continued checks that a tree that was taken up continues the largest that this process has seen.
 func (s *Sequencer) continued(ctx context.Context, g *growing) error {

@@ -6,6 +6,9 @@ import (
 	"errors"
 )
 
+// strictBase64 refuses a second spelling of the same bytes.
+var strictBase64 = base64.StdEncoding.Strict()
+
 // String returns the hash in base64, as checkpoints have it.
 func (h Hash) String() string { return base64.StdEncoding.EncodeToString(h[:]) }
 

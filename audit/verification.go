@@ -235,7 +235,7 @@ func (v *verification) head(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading newest checkpoint: %w", err)
 	}
-	c := Checkpoint{Root: (&frontier{}).root()}
+	c := Checkpoint{Root: emptyRoot()}
 	if msg != nil {
 		if c, err = claimed(msg); err != nil {
 			v.findf(KindCheckpoint, -1, "the newest checkpoint is malformed")

@@ -25,7 +25,7 @@ func Check(b Batch) error {
 		chain = link(chain, r.Leaf)
 	}
 	if chain != b.Chain {
-		return fmt.Errorf("checking rows %d to %d: chain: %w", b.First, b.First+uint64(len(b.Rows)), ErrTampered)
+		return fmt.Errorf("checking %d rows from %d on: chain: %w", len(b.Rows), b.First, ErrTampered)
 	}
 	return nil
 }
@@ -44,40 +44,4 @@ func CheckRow(stream StreamID, r *Row) error {
 		return fmt.Errorf("checking row %d: columns differ from the body: %w", r.Seq, ErrTampered)
 	}
 	return nil
-}
-
-// State is what VerifyJournal found in a stream directory.
-type State struct {
-	Stream  StreamID
-	First   uint64   // first record that is kept
-	Next    uint64   // after the last readable record
-	Chain   Hash     // chain after it
-	Bytes   int64    // size of the segments read
-	Damaged []string // names of segments that recovery found damaged
-	Err     error    // why the walk stopped before the end of the journal; nil when all is well
-}
-
-// VerifyJournal walks a stream directory without changing it: checksums, contiguity, leaves and chain. On a directory that
-// a process is writing to, the last group may look torn. The error is for what cannot be read at all.
-func VerifyJournal(fs FS, dir string, stream StreamID) (State, error) {
-	state := State{Stream: stream}
-	segments, _, err := listSegments(fs, dir, stream)
-	if err != nil {
-		return state, fmt.Errorf("verifying journal: %w", err)
-	}
-	var found recovered
-	torn, err := walk(fs, segments, stream, 0, &found)
-	if err != nil {
-		return state, fmt.Errorf("verifying journal: %w", err)
-	}
-	state.First, state.Next, state.Chain, state.Bytes = found.oldest, found.next, found.chain, found.bytes
-	for _, s := range segments {
-		if isDamaged(s.path) {
-			state.Damaged = append(state.Damaged, s.path)
-		}
-	}
-	if torn != nil {
-		state.Err = fmt.Errorf("segment %d, offset %d, record %d: %w", segments[torn.at].number, torn.off, found.next, errFrame)
-	}
-	return state, nil
 }

@@ -297,7 +297,7 @@ func (w *Witness) add(rw http.ResponseWriter, body []byte) {
 // continues checks the consistency proof (RFC 6962, 2.1.2) from what was cosigned last.
 func continues(proof tlog.TreeProof, c, last Checkpoint) error {
 	switch {
-	case c.Size == 0 && c.Root != Hash(sha256.Sum256(nil)):
+	case c.Size == 0 && c.Root != emptyRoot():
 		return errors.New("root of an empty tree")
 	case last.Size == 0 || c.Size == last.Size:
 		if len(proof) > 0 {
