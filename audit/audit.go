@@ -12,11 +12,45 @@
 // committer goroutine drains what waits, numbers and chains it, and writes the whole group with one write(2): that
 // releases tickets at level Process. A syncer makes the group durable with one fdatasync: that releases Power. The
 // shipper, off the request path, stores whole groups through Storage (manifest and rows in one transaction): that
-// releases Database. See frame.go for the bytes, journal.go for what a crash at each step means, outage.go for a file system that
-// fills or fails, renew.go for a database that does not continue the stream, and clock.go for times.
+// releases Database.
+//
+// An event's leaf is SHA-256(0x00 || id || stream || sequence number || recorded || SHA-256(salt || body)), a salted commitment; its
+// stream's chain goes on with SHA-256(chain || leaf). One elected Sequencer recomputes the chain of every stored batch and
+// appends the leaves of those that fit to the log's one RFC 6962 tree. Tiles and the checkpoint, a C2SP signed note, are stored
+// together, within seconds. What is signed is the tree that was signed before with leaves added, never what a table
+// says that it was: whoever edits tables cannot have it signed. Of two processes that believe to lead, the database's fencing
+// token lets one write.
+//
+// Checkpoints leave the house. A Witness, run by somebody else, cosigns only what continues what it cosigned before; an
+// Anchor keeps checkpoints where nobody can change them. From then on, another history is noticed whoever made it, with
+// the log's key or without.
+//
+// Anybody verifies. Prove shows that one event is in the tree. Verify holds everything against everything: rows against leaves,
+// leaves against chains, tiles and every checkpoint that was ever signed, columns against the bytes, and all of it against what
+// is known from outside. Export writes a Bundle, of which Bundle.Verify needs nothing but the log's public key. A Patrol
+// verifies the live trail again and again and raises the alarm. THREATS.md names each attack and what notices it.
+//
+// After RetentionYears at least, and unless a legal hold stands on it, a month of rows is exported, noted in a Pruning that the
+// log signs, and dropped. Leaves and checkpoints stay: every proof stays valid, and rows may be missing only where a
+// Pruning says so.
+//
+// # Where to read
+//
+//	audit.go receipt.go encode.go text.go     the event, its bytes, and the proof that it is durable
+//	log.go ticket.go commit.go                from Record to write and fdatasync
+//	journal.go frame.go segment.go …          what a crash at each step means; the bytes of the journal
+//	recover.go outage.go rescue.go renew.go   after a crash, a disk that fills or fails, damage, a database that was restored
+//	clock.go heartbeat.go                     times, and signs of life
+//	storage.go ship.go check.go               into the database
+//	tree.go sequencer.go edge.go followers.go the tree, who extends it, and who takes its checkpoints out
+//	checkpoint.go cosignature.go witness.go proof.go anchor.go pruning.go
+//	                                          what outsiders hold in their hands
+//	verify.go verify_tree.go report.go        verification; bundle.go, export.go, verify_bundle.go: of files
+//	query.go language.go facet.go latency.go timing.go
+//	                                          what officers ask, and how long requests took
 //
 // The package imports the standard library and golang.org/x/mod/sumdb only, so that an outside auditor can read all
-// that matters in one sitting.
+// that matters in one sitting: the first lines for what is promised, tree.go, checkpoint.go, proof.go and verify*.go for how it is checked.
 package audit
 
 import (

@@ -247,21 +247,6 @@ func (t *Term) takes(kind FieldKind, v string) bool {
 	return t.Op != OpPrefix || v != ""
 }
 
-// ParseID reads 16 bytes in hex, with the hyphens of RFC 9562 section 4 or without any.
-func ParseID(s string) (id ID, err error) {
-	digits := s
-	if len(s) == 36 && s[8] == '-' && s[13] == '-' && s[18] == '-' && s[23] == '-' {
-		digits = s[:8] + s[9:13] + s[14:18] + s[19:23] + s[24:]
-	}
-	if len(digits) != 32 {
-		return id, fmt.Errorf("parsing id of %d characters: %w", len(s), ErrQuery)
-	}
-	if _, err := hex.Decode(id[:], []byte(digits)); err != nil {
-		return ID{}, fmt.Errorf("parsing id: not hexadecimal: %w", ErrQuery)
-	}
-	return id, nil
-}
-
 // Page is the number of events that one answer may hold.
 func (q *Query) Page() int { return cmp.Or(q.Limit, defaultPage) }
 

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -105,38 +104,6 @@ func DecodeTimings(detail []byte) ([]Timed, error) {
 		return nil, fmt.Errorf("decoding timings: %w", errEncoding)
 	}
 	return list, nil
-}
-
-// formatUUID writes 16 bytes as RFC 9562 section 4 has it.
-func formatUUID(id [16]byte) string {
-	var b [36]byte
-	hex.Encode(b[0:8], id[0:4])
-	hex.Encode(b[9:13], id[4:6])
-	hex.Encode(b[14:18], id[6:8])
-	hex.Encode(b[19:23], id[8:10])
-	hex.Encode(b[24:36], id[10:16])
-	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
-	return string(b[:])
-}
-
-// parseUUID takes what formatUUID writes, in lower case only.
-func parseUUID(s string) (id [16]byte, ok bool) {
-	if len(s) != 36 || s[8] != '-' || s[13] != '-' || s[18] != '-' || s[23] != '-' {
-		return id, false
-	}
-	var digits [32]byte
-	for n, i := 0, 0; i < len(s); i++ {
-		switch c := s[i]; {
-		case i == 8 || i == 13 || i == 18 || i == 23:
-		case c >= '0' && c <= '9' || c >= 'a' && c <= 'f':
-			digits[n] = c
-			n++
-		default:
-			return id, false
-		}
-	}
-	_, err := hex.Decode(id[:], digits[:])
-	return id, err == nil
 }
 
 // Timings gathers the durations of finished requests and records them, many in one event. Safe for concurrent use.
