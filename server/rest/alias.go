@@ -214,11 +214,11 @@ func (l *lens) reveal(q *audit.Query) *fault {
 				entityType, id, _ := strings.Cut(v, "/")
 				prefix, k, v = entityType+"/", kindOf(entityType), id
 			}
-			real, ok := l.aliases.reveal(k, v)
+			value, ok := l.aliases.reveal(k, v)
 			if !ok {
 				return &fault{text: string(t.Field) + " takes aliases"}
 			}
-			values[n] = prefix + real
+			values[n] = prefix + value
 		}
 		t.Values = values
 	}

@@ -1,7 +1,6 @@
 package rest
 
 import (
-	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
@@ -53,12 +52,9 @@ func (c *call) facets() error {
 			return faulty(wrong)
 		}
 	}
-	const most = 100
-	top := 10
-	if v, ok := look.asked["top"]; ok {
-		if top, err = strconv.Atoi(v); err != nil || top < 1 || top > most {
-			return faulty(&fault{text: fmt.Sprintf("a number from 1 to %d is needed", most), parameter: "top", position: -1})
-		}
+	top, err := upTo(100, look.asked, "top", 10)
+	if err != nil {
+		return err
 	}
 	if _, err := c.recordLook(look); err != nil {
 		return err

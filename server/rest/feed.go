@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -141,8 +140,7 @@ func (f *feed) signed(ctx context.Context) (int64, error) {
 	if err != nil || note == nil {
 		return 0, err
 	}
-	text, _, _ := strings.Cut(string(note), "\n\n")
-	c, err := audit.ParseCheckpoint(text + "\n")
+	c, err := storedCheckpoint(note)
 	if err != nil {
 		return 0, fmt.Errorf("reading the newest checkpoint: %w", err)
 	}

@@ -130,10 +130,8 @@ func (c *call) look(more ...string) (*look, error) {
 	}
 	fmt.Fprintf(digest, "aliased=%v\n", c.aliased)
 	l.bound = digest.Sum(nil)
-	if limit, ok := asked["limit"]; ok {
-		if l.query.Limit, err = strconv.Atoi(limit); err != nil || l.query.Limit < 1 || l.query.Limit > audit.MaxPage {
-			return nil, faulty(&fault{text: fmt.Sprintf("a number from 1 to %d is needed", audit.MaxPage), parameter: "limit", position: -1})
-		}
+	if l.query.Limit, err = upTo(audit.MaxPage, asked, "limit", 0); err != nil {
+		return nil, err
 	}
 	if cursor, ok := asked["cursor"]; ok {
 		if !c.s.cursors.open(l, cursor) {
@@ -149,6 +147,19 @@ func (c *call) look(more ...string) (*look, error) {
 		quiet(&l.query)
 	}
 	return l, nil
+}
+
+// upTo is the number that a parameter asks for, from 1 to most; otherwise where it is not given.
+func upTo(most int, asked map[string]string, parameter string, otherwise int) (int, error) {
+	v, ok := asked[parameter]
+	if !ok {
+		return otherwise, nil
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < 1 || n > most {
+		return 0, faulty(&fault{text: fmt.Sprintf("a number from 1 to %d is needed", most), parameter: parameter, position: -1})
+	}
+	return n, nil
 }
 
 // filter is the query that parameters ask for.

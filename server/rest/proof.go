@@ -88,10 +88,14 @@ type checkpointJSON struct {
 	Note   string `json:"note"` // with all signatures and cosignatures
 }
 
-// newCheckpointJSON reads a checkpoint of our own storage. Its signatures are for the reader to verify.
-func newCheckpointJSON(note []byte) (checkpointJSON, error) {
+// storedCheckpoint reads a checkpoint of our own storage. Its signatures are for whoever gets it to verify.
+func storedCheckpoint(note []byte) (audit.Checkpoint, error) {
 	text, _, _ := strings.Cut(string(note), "\n\n")
-	c, err := audit.ParseCheckpoint(text + "\n")
+	return audit.ParseCheckpoint(text + "\n")
+}
+
+func newCheckpointJSON(note []byte) (checkpointJSON, error) {
+	c, err := storedCheckpoint(note)
 	if err != nil {
 		return checkpointJSON{}, unavailable(err)
 	}
@@ -107,16 +111,15 @@ func (c *call) checkpoints() error {
 	if err != nil {
 		return err
 	}
-	after, limit := int64(0), 50
+	after := int64(0)
 	if v, ok := asked["after"]; ok {
 		if after, err = strconv.ParseInt(v, 10, 64); err != nil || after < 0 {
 			return faulty(&fault{text: "the size of a tree is needed", parameter: "after", position: -1})
 		}
 	}
-	if v, ok := asked["limit"]; ok {
-		if limit, err = strconv.Atoi(v); err != nil || limit < 1 || limit > audit.MaxPage {
-			return faulty(&fault{text: "a number from 1 to 200 is needed", parameter: "limit", position: -1})
-		}
+	limit, err := upTo(audit.MaxPage, asked, "limit", 50)
+	if err != nil {
+		return err
 	}
 	if _, err := c.recordLook(nil, audit.Entity{Type: "AuditEvent"}); err != nil {
 		return err

@@ -14,28 +14,17 @@ type verifiedJSON struct {
 }
 
 type lookedJSON struct {
-	At          time.Time     `json:"at"`
-	State       string        `json:"state"` // good, bad, or unknown: the trail could not be read
-	Size        int64         `json:"size"`  // of the tree
-	From        int64         `json:"from"`  // leaves below were taken over from an earlier look
-	Rows        int64         `json:"rows"`
-	Checkpoints int64         `json:"checkpoints"`
-	Unsequenced int64         `json:"unsequenced"`
-	OpenIntents int           `json:"open_intents"`
-	Findings    []findingJSON `json:"findings"`
-	More        int64         `json:"more"` // findings beyond those
-	Seconds     float64       `json:"seconds"`
-}
-
-// findingJSON is one thing that is wrong, and where.
-type findingJSON struct {
-	Kind   string `json:"kind"`
-	Index  int64  `json:"index"`            // first leaf concerned; -1 when it is not about a place in the tree
-	Stream string `json:"stream,omitempty"` // hex
-	Seq    uint64 `json:"seq"`              // first record concerned, where stream is set
-	Count  int    `json:"count,omitempty"`
-	Column string `json:"column,omitempty"`
-	Detail string `json:"detail"`
+	At          time.Time       `json:"at"`
+	State       string          `json:"state"` // good, bad, or unknown: the trail could not be read
+	Size        int64           `json:"size"`  // of the tree
+	From        int64           `json:"from"`  // leaves below were taken over from an earlier look
+	Rows        int64           `json:"rows"`
+	Checkpoints int64           `json:"checkpoints"`
+	Unsequenced int64           `json:"unsequenced"`
+	OpenIntents int             `json:"open_intents"`
+	Findings    []audit.Finding `json:"findings"`
+	More        int64           `json:"more"` // findings beyond those
+	Seconds     float64         `json:"seconds"`
 }
 
 // verified shows what the deployment's own verification found.
@@ -57,7 +46,7 @@ func newLookedJSON(p audit.PatrolReport) *lookedJSON {
 	if p.At.IsZero() {
 		return nil
 	}
-	j := &lookedJSON{At: p.At.UTC(), State: "unknown", Findings: []findingJSON{}}
+	j := &lookedJSON{At: p.At.UTC(), State: "unknown", Findings: []audit.Finding{}}
 	r := p.Report
 	if r == nil || p.Err != nil {
 		return j
@@ -67,13 +56,6 @@ func newLookedJSON(p audit.PatrolReport) *lookedJSON {
 		j.State = "bad"
 	}
 	j.Size, j.From, j.Rows, j.Checkpoints, j.Unsequenced, j.OpenIntents = r.Checkpoint.Size, r.From, r.Rows, r.Checkpoints, r.Unsequenced, r.OpenIntents
-	j.More, j.Seconds = r.More, r.Duration.Seconds()
-	for _, f := range r.Findings {
-		finding := findingJSON{Kind: string(f.Kind), Index: f.Index, Seq: f.Seq, Count: f.Count, Column: f.Column, Detail: f.Detail}
-		if f.Stream != (audit.StreamID{}) {
-			finding.Stream = f.Stream.String()
-		}
-		j.Findings = append(j.Findings, finding)
-	}
+	j.Findings, j.More, j.Seconds = append(j.Findings, r.Findings...), r.More, r.Duration.Seconds()
 	return j
 }
