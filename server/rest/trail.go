@@ -14,7 +14,8 @@ import (
 type eventJSON struct {
 	ID          string       `json:"id"`
 	Recorded    time.Time    `json:"recorded"`
-	Ingested    time.Time    `json:"ingested,omitzero"` // not known of events of the live trail
+	Ingested    time.Time    `json:"ingested,omitzero"`       // not known of events of the live trail
+	Suspect     bool         `json:"clock_suspect,omitempty"` // recorded is not to be believed: the instance's clock was off
 	Type        string       `json:"type"`
 	Interaction string       `json:"interaction"`
 	Action      string       `json:"action"`
@@ -75,6 +76,7 @@ func (l *lens) newEventJSON(s *audit.Stored) eventJSON {
 		ID:          e.ID.String(),
 		Recorded:    e.Recorded.UTC(),
 		Ingested:    s.Ingested.UTC(),
+		Suspect:     s.ClockSuspect(),
 		Type:        string(e.Type),
 		Interaction: e.Interaction,
 		Action:      string(rune(e.Action)),

@@ -31,6 +31,7 @@ export interface Event {
   recorded: string;
   /** Not known of events of the live trail */
   ingested?: string;
+  clock_suspect?: boolean;
   type: string;
   interaction: string;
   action: string;
