@@ -13,13 +13,28 @@ import (
 	"github.com/chartkeep/chartkeep/audit"
 )
 
-// relation is what a query is answered from: which fields it knows, as expressions of one value or of an array of values, and
-// how it tells when an event happened.
+// relation is what a query is answered from: which fields it knows, as expressions of one value or of an array of values.
 type relation struct {
-	name    string
-	columns map[audit.Field]string
-	lists   map[audit.Field]string
+	name           string
+	units          []unit // of a rollup, the longest first
+	denied, failed string // sums of those events
+	columns        map[audit.Field]string
+	lists          map[audit.Field]string
 }
+
+// unit is what a rollup's rows are of: a day, an hour or a minute.
+type unit struct {
+	time.Duration
+	where string // tells its rows
+}
+
+const day = 24 * time.Hour
+
+// Sums over what knows how each of its events ended.
+const (
+	sumDenied = `sum(events) FILTER (WHERE NOT allowed AND reason <> '')`
+	sumFailed = `sum(events) FILTER (WHERE outcome >= 8)`
+)
 
 // when is the SQL of audit.Row.Time.
 const when = `(CASE WHEN recorded - part_ts BETWEEN interval '-10 seconds' AND interval '10 seconds' THEN recorded ELSE part_ts END)`
@@ -30,7 +45,7 @@ const housekeeping = `(type = '110100' AND interaction IN ('heartbeat', 'timings
 // The trail itself, and its rollups.
 var (
 	trail = &relation{
-		"audit_trail",
+		"audit_trail", nil, sumDenied, sumFailed,
 		map[audit.Field]string{
 			audit.FieldID: "event_id", audit.FieldRequest: "request_id", audit.FieldPatient: "patient", audit.FieldAgent: "agent_user",
 			audit.FieldClient: "client", audit.FieldSession: "session", audit.FieldNetwork: "network", audit.FieldType: "type",
@@ -44,8 +59,13 @@ var (
 			audit.FieldEntityType: "ARRAY(SELECT split_part(n, '/', 1) FROM unnest(entities) n)",
 		},
 	}
+	totals = &relation{
+		name:   "audit_rollup_total",
+		units:  []unit{{day, "unit = 86400"}, {time.Hour, "unit = 3600"}, {time.Minute, "unit = 60"}},
+		denied: "sum(denied)", failed: "sum(failed)",
+	}
 	deeds = &relation{
-		"audit_rollup_deed",
+		"audit_rollup_deed", []unit{{day, "daily"}, {time.Hour, "NOT daily"}}, sumDenied, sumFailed,
 		map[audit.Field]string{
 			audit.FieldType: "type", audit.FieldInteraction: "interaction", audit.FieldAction: "action", audit.FieldOutcome: "outcome",
 			audit.FieldAllowed: "allowed", audit.FieldReason: "reason",
@@ -53,7 +73,7 @@ var (
 		map[audit.Field]string{audit.FieldEntityType: "entity_types"},
 	}
 	actors = &relation{
-		"audit_rollup_actor",
+		"audit_rollup_actor", []unit{{day, "daily"}, {time.Hour, "NOT daily"}}, sumDenied, sumFailed,
 		map[audit.Field]string{
 			audit.FieldClient: "client", audit.FieldPurpose: "purpose", audit.FieldView: "view", audit.FieldOutcome: "outcome",
 			audit.FieldAllowed: "allowed", audit.FieldReason: "reason",
@@ -119,7 +139,7 @@ func (r *relation) fits(t *audit.Term, args *arguments) string {
 	return column + " = ANY (" + args.add(values) + "::text[])"
 }
 
-// part is a share of what a query counts: whole hours out of a rollup, or rows of the trail.
+// part is a share of what a query counts: whole hours (or minutes) out of a rollup, or rows of the trail.
 type part struct {
 	of   *relation
 	from string // FROM item of all that fits, with how many events each stands for (events) and when they happened (at)
@@ -127,20 +147,18 @@ type part struct {
 	rows *findSQL // nil for a rollup
 }
 
-// parts divides a query between a rollup, for the whole hours, and the rows before and after them. Without a rollup, or without a
-// whole hour, all are rows. With days, a rollup's days may stand for their hours.
-func parts(q audit.Query, rollup *relation, days bool) []part {
-	first, last := q.From, q.To
-	if !first.IsZero() {
-		first = first.Add(time.Hour - 1).Truncate(time.Hour)
-	}
-	if !last.IsZero() {
-		last = last.Truncate(time.Hour)
-	}
-	if rollup == nil || !first.IsZero() && !last.IsZero() && !first.Before(last) {
+// parts divides a query between a rollup, for the whole hours or minutes that it knows, and the rows before and after them.
+// Without a rollup, or without a whole hour, all are rows. What is counted by the step needs units that divide it; 0 is
+// divided by all.
+func parts(q audit.Query, rollup *relation, step time.Duration) []part {
+	if rollup == nil {
 		return []part{rowsOf(q)}
 	}
-	all := []part{rolled(q, rollup, first, last, days)}
+	first, last, some := rollup.units[len(rollup.units)-1].within(q.From, q.To)
+	if !some {
+		return []part{rowsOf(q)}
+	}
+	all := []part{rolled(q, rollup, first, last, step)}
 	if !first.Equal(q.From) {
 		before := q
 		before.To = first
@@ -168,8 +186,19 @@ func rowsOf(q audit.Query) part {
 	}
 }
 
-// rolled are a rollup's hours in [first, last); zero does not restrict.
-func rolled(q audit.Query, rollup *relation, first, last time.Time, days bool) part {
+// within are the ends of the whole units in [from, to), and whether there are some. Zero does not restrict.
+func (u unit) within(from, to time.Time) (first, last time.Time, some bool) {
+	if !from.IsZero() {
+		from = from.Add(u.Duration - 1).Truncate(u.Duration)
+	}
+	if !to.IsZero() {
+		to = to.Truncate(u.Duration)
+	}
+	return from, to, from.IsZero() || to.IsZero() || from.Before(to)
+}
+
+// rolled are a rollup's rows of the whole units in [first, last), in the longest units that divide step; zero does not restrict.
+func rolled(q audit.Query, rollup *relation, first, last time.Time, step time.Duration) part {
 	p := part{of: rollup}
 	where := conditions{}
 	for i := range q.Terms {
@@ -178,36 +207,34 @@ func rolled(q audit.Query, rollup *relation, first, last time.Time, days bool) p
 	if q.Quiet {
 		where = append(where, "NOT housekeeping")
 	}
-	span := func(daily bool, from, to time.Time) string {
-		c := conditions{"daily = " + strconv.FormatBool(daily)}
+	var spans []string
+	var span func(units []unit, from, to time.Time)
+	span = func(units []unit, from, to time.Time) {
+		if len(units) == 0 || !from.IsZero() && from.Equal(to) {
+			return
+		}
+		u := units[0]
+		inner, outer, some := u.within(from, to)
+		if !some || step%u.Duration != 0 {
+			span(units[1:], from, to)
+			return
+		}
+		c := conditions{u.where}
+		if !inner.IsZero() {
+			c = append(c, "at >= "+p.args.add(inner))
+		}
+		if !outer.IsZero() {
+			c = append(c, "at < "+p.args.add(outer))
+		}
+		spans = append(spans, "("+c.String()+")")
 		if !from.IsZero() {
-			c = append(c, "at >= "+p.args.add(from))
+			span(units[1:], from, inner)
 		}
 		if !to.IsZero() {
-			c = append(c, "at < "+p.args.add(to))
-		}
-		return "(" + c.String() + ")"
-	}
-	const day = 24 * time.Hour
-	firstDay, lastDay := first, last
-	if !first.IsZero() {
-		firstDay = first.Add(day - 1).Truncate(day)
-	}
-	if !last.IsZero() {
-		lastDay = last.Truncate(day)
-	}
-	var spans []string
-	if !days || !first.IsZero() && !last.IsZero() && !firstDay.Before(lastDay) {
-		spans = append(spans, span(false, first, last))
-	} else {
-		spans = append(spans, span(true, firstDay, lastDay))
-		if first.Before(firstDay) {
-			spans = append(spans, span(false, first, firstDay))
-		}
-		if lastDay.Before(last) {
-			spans = append(spans, span(false, lastDay, last))
+			span(units[1:], outer, to)
 		}
 	}
+	span(rollup.units, first, last)
 	p.from = rollup.name + ` WHERE (` + strings.Join(spans, " OR ") + `) AND ` + where.String()
 	return p
 }
@@ -241,7 +268,7 @@ func (r *trailReader) Facets(ctx context.Context, q audit.Query, fields []audit.
 	}
 	shared := false
 	for rollup, fields := range by {
-		for _, p := range parts(q, rollup, true) {
+		for _, p := range parts(q, rollup, 0) {
 			of := fields
 			if rollup != nil && p.rows != nil {
 				if shared {
@@ -264,7 +291,7 @@ func (r *trailReader) Facets(ctx context.Context, q audit.Query, fields []audit.
 
 // rollupFor is the rollup that knows a query's fields and these; nil when there is none.
 func rollupFor(q *audit.Query, fields ...audit.Field) *relation {
-	for _, rollup := range []*relation{deeds, actors} {
+	for _, rollup := range []*relation{totals, deeds, actors} {
 		knows := q.Text == ""
 		for i := range q.Terms {
 			knows = knows && rollup.has(q.Terms[i].Field)
@@ -330,14 +357,13 @@ func (r *trailReader) Histogram(ctx context.Context, q audit.Query, step time.Du
 	if err != nil {
 		return h, fmt.Errorf("counting trail: %w", err)
 	}
-	var rollup *relation
-	if step%time.Hour == 0 {
-		rollup = rollupFor(&q)
+	rollup := rollupFor(&q)
+	if rollup != nil && step%rollup.units[len(rollup.units)-1].Duration != 0 {
+		rollup = nil
 	}
-	for _, p := range parts(q, rollup, step%(24*time.Hour) == 0) {
-		rows, err := r.pool.Query(ctx, `SELECT date_bin(`+p.args.add(step)+`, at, 'epoch'), sum(events)::bigint,
-			coalesce(sum(events) FILTER (WHERE NOT allowed AND reason <> ''), 0)::bigint,
-			coalesce(sum(events) FILTER (WHERE outcome >= 8), 0)::bigint FROM `+p.from+` GROUP BY 1`, p.args...)
+	for _, p := range parts(q, rollup, step) {
+		rows, err := r.pool.Query(ctx, `SELECT date_bin(`+p.args.add(step)+`, at, 'epoch'), sum(events)::bigint, coalesce(`+p.of.denied+`, 0)::bigint,
+			coalesce(`+p.of.failed+`, 0)::bigint FROM `+p.from+` GROUP BY 1`, p.args...)
 		if err != nil {
 			return h, bare("counting trail", err)
 		}

@@ -119,7 +119,7 @@ func (g *Generation) finish(ctx context.Context, admin *pgx.Conn) error {
 	}
 	for _, sql := range []string{
 		`SELECT audit_trim_rollups()`, `RESET ROLE`, `VACUUM (FREEZE, ANALYZE) audit_event`,
-		`VACUUM (ANALYZE) audit_rollup_deed, audit_rollup_actor, audit_rollup_latency, audit_batch`, `CHECKPOINT`,
+		`VACUUM (ANALYZE) audit_rollup_total, audit_rollup_deed, audit_rollup_actor, audit_rollup_latency, audit_batch`, `CHECKPOINT`,
 	} {
 		if _, err := admin.Exec(ctx, sql); err != nil {
 			return bare("tidying up", err)

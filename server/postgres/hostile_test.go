@@ -202,6 +202,11 @@ func TestHostileSuperuser(t *testing.T) {
 		{name: "truncate a month", do: sql(`TRUNCATE ` + month), want: place{kind: audit.KindMissing, stream: true}},
 		{name: "edit a tile", do: sql(`UPDATE audit_tile SET hashes = set_byte(hashes, 100, get_byte(hashes, 100) # 1) WHERE level = 0 AND idx = 0`), want: place{audit.KindTile, true, 3, ""}},
 		{name: "edit the list of batches", do: sql(`UPDATE audit_span SET count = count - 1 WHERE index = (SELECT max(index) FROM audit_span WHERE count > 1)`), want: place{kind: audit.KindChain, stream: true}},
+		{name: "edit a stored batch", do: sql(fmt.Sprintf(`UPDATE audit_batch SET last_us = last_us + 1 WHERE stream = '%s' AND first_seq = 0`, stream)), want: place{audit.KindSpan, true, 0, ""}},
+		{name: "delete a stored batch and its rows' cover", do: sql(fmt.Sprintf(`DELETE FROM audit_batch WHERE stream = '%s' AND first_seq = 0`, stream)), want: place{audit.KindSpan, true, 0, ""}},
+		{name: "hide a row in the quarantine", do: sql(
+			`INSERT INTO audit_quarantine SELECT stream, seq, (extract(epoch FROM part_ts) * 1000000)::bigint, salt, leaf, body, '22008', ingested_at FROM audit_event`+where,
+			`DELETE FROM audit_event`+where), want: place{audit.KindColumn, true, seq, "quarantine"}},
 		{name: "sign with another key", do: func(t *testing.T, admin *pgx.Conn) {
 			other, _, err := note.GenerateKey(rand.Reader, hostileOrigin)
 			if err != nil {

@@ -38,6 +38,15 @@ type ending struct {
 	housekeeping bool
 }
 
+// total is the properties of a total.
+type total struct {
+	minute       int64 // since 1970
+	housekeeping bool
+}
+
+// endings counts how events ended.
+type endings struct{ events, denied, failed int64 }
+
 // latency is the properties of a histogram.
 type latency struct {
 	minute      int64 // since 1970
@@ -46,18 +55,42 @@ type latency struct {
 
 // rollup counts events in memory.
 type rollup struct {
+	totals    map[total]endings
 	deeds     map[deed]int64
 	actors    map[actor]int64
 	latencies map[latency]*audit.Histograms
 }
 
 func newRollup() *rollup {
-	return &rollup{map[deed]int64{}, map[actor]int64{}, map[latency]*audit.Histograms{}}
+	return &rollup{map[total]endings{}, map[deed]int64{}, map[actor]int64{}, map[latency]*audit.Histograms{}}
 }
 
-// add counts n events like this one, as their columns have it.
-func (r *rollup) add(at time.Time, e *audit.Event, n int64) {
-	end := ending{int16(e.Outcome), e.Decision.Allowed, projected(e.Decision.Reason), e.Housekeeping()}
+// add counts an event.
+func (r *rollup) add(at time.Time, e *audit.Event) {
+	end := ended(e)
+	n := endings{events: 1}
+	if !end.allowed && end.reason != "" {
+		n.denied = 1
+	}
+	if e.Outcome >= audit.SeriousFailure {
+		n.failed = 1
+	}
+	r.addTotal(total{floorDivide(at.Unix(), 60), end.housekeeping}, n)
+	r.addKinds(at, e, end, 1)
+	r.addTimings(at, e)
+}
+
+func ended(e *audit.Event) ending {
+	return ending{int16(e.Outcome), e.Decision.Allowed, projected(e.Decision.Reason), e.Housekeeping()}
+}
+
+func (r *rollup) addTotal(t total, n endings) {
+	sum := r.totals[t]
+	r.totals[t] = endings{sum.events + n.events, sum.denied + n.denied, sum.failed + n.failed}
+}
+
+// addKinds counts n events like this one, as their columns have it.
+func (r *rollup) addKinds(at time.Time, e *audit.Event, end ending, n int64) {
 	hour := floorDivide(at.Unix(), 3600)
 	r.deeds[deed{
 		hour, projected(string(e.Type)), projected(e.Interaction), projected(string(rune(e.Action))),
@@ -118,6 +151,14 @@ func floorDivide(a, b int64) int64 {
 }
 
 // cells is how audit_roll takes a rollup.
+type totalCell struct {
+	Minute       int64 `json:"minute"`
+	Housekeeping bool  `json:"housekeeping"`
+	Events       int64 `json:"events"`
+	Denied       int64 `json:"denied"`
+	Failed       int64 `json:"failed"`
+}
+
 type deedCell struct {
 	Hour         int64    `json:"hour"`
 	Type         string   `json:"type"`
@@ -161,7 +202,11 @@ const rollCells = 10_000
 
 // store adds what was counted to the database's rollups, last thing in the transaction that stores the rows.
 func (r *rollup) store(ctx context.Context, tx pgx.Tx) error {
-	deeds, actors, latencies := make([]deedCell, 0, len(r.deeds)), make([]actorCell, 0, len(r.actors)), make([]latencyCell, 0, len(r.latencies))
+	sums, deeds := make([]totalCell, 0, len(r.totals)), make([]deedCell, 0, len(r.deeds))
+	actors, latencies := make([]actorCell, 0, len(r.actors)), make([]latencyCell, 0, len(r.latencies))
+	for t, n := range r.totals {
+		sums = append(sums, totalCell{t.minute, t.housekeeping, n.events, n.denied, n.failed})
+	}
 	for d, n := range r.deeds {
 		deeds = append(deeds, deedCell{d.hour, d.kind, d.interaction, d.action, items(d.entityTypes), d.outcome, d.allowed, d.reason, d.housekeeping, n})
 	}
@@ -171,16 +216,16 @@ func (r *rollup) store(ctx context.Context, tx pgx.Tx) error {
 	for l, h := range r.latencies {
 		latencies = append(latencies, latencyCell{l.minute, l.route, l.role, packed(&h[0]), packed(&h[1]), packed(&h[2]), packed(&h[3]), packed(&h[4]), packed(&h[5])})
 	}
-	for len(deeds)+len(actors)+len(latencies) > 0 {
-		var some [3][]byte
-		for i, part := range []any{cut(&deeds), cut(&actors), cut(&latencies)} {
+	for len(sums)+len(deeds)+len(actors)+len(latencies) > 0 {
+		var some [4][]byte
+		for i, part := range []any{cut(&sums), cut(&deeds), cut(&actors), cut(&latencies)} {
 			b, err := json.Marshal(part)
 			if err != nil {
 				return fmt.Errorf("encoding rollup: %w", err)
 			}
 			some[i] = b
 		}
-		if _, err := tx.Exec(ctx, `SELECT audit_roll($1, $2, $3)`, some[0], some[1], some[2]); err != nil {
+		if _, err := tx.Exec(ctx, `SELECT audit_roll($1, $2, $3, $4)`, some[0], some[1], some[2], some[3]); err != nil {
 			if refusedData(err) {
 				return fmt.Errorf("%w: PostgreSQL error %s", errUncounted, sqlState(err))
 			}

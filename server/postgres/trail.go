@@ -343,8 +343,7 @@ func (s *trailStorage) copyRows(ctx context.Context, tx pgx.Tx, stream audit.Str
 			return fmt.Errorf("copying rows: %d of %d were stored", tag.RowsAffected(), len(rows))
 		}
 		for i := range rows {
-			counted.add(rows[i].Time(), &rows[i].Event, 1)
-			counted.addTimings(rows[i].Time(), &rows[i].Event)
+			counted.add(rows[i].Time(), &rows[i].Event)
 		}
 		return nil
 	}

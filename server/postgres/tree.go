@@ -158,12 +158,19 @@ func (t *Tree) Locate(ctx context.Context, stream audit.StreamID, seq uint64) (a
 
 // Spans implements audit.TreeReader.
 func (t *Tree) Spans(ctx context.Context, from int64, limit int) ([]audit.Span, error) {
-	rows, err := t.db.reader.Query(ctx, `SELECT `+spanColumns+` FROM audit_span
+	rows, err := t.db.reader.Query(ctx, `SELECT `+spanColumns+`, (SELECT (m.last_seq - m.first_seq + 1, m.prev, m.chain, m.first_us, m.last_us)
+			FROM audit_manifest m WHERE m.stream = s.stream AND m.first_seq = s.first_seq) IS DISTINCT FROM (s.count::bigint, s.prev, s.chain, s.first_us, s.last_us)
+		FROM audit_span s
 		WHERE index >= coalesce((SELECT max(s.index) FROM audit_span s WHERE s.index <= $1), 0) AND index + count > $1 ORDER BY index LIMIT $2`, from, limit)
 	if err != nil {
 		return nil, bare("reading batches of the tree", err)
 	}
-	spans, err := pgx.CollectRows(rows, scanSpan)
+	spans, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (audit.Span, error) {
+		var disputed bool
+		s, err := scanSpan(withLast{row, &disputed})
+		s.Disputed = disputed
+		return s, err
+	})
 	if err != nil {
 		return nil, bare("reading batches of the tree", err)
 	}
@@ -181,14 +188,18 @@ func (t *Tree) Cosign(ctx context.Context, size int64, line []byte) error {
 // partRange is the range of part times in which a batch's rows are. What PostgreSQL knows no year for is in quarantine.
 func partRange(s *audit.Span) (low, high pgtype.Timestamptz) {
 	first, last := pgtype.Timestamptz{Valid: true, InfinityModifier: pgtype.NegativeInfinity}, pgtype.Timestamptz{Valid: true, InfinityModifier: pgtype.Infinity}
-	if s.FirstPart.Year() > -4700 && s.FirstPart.Year() < 290_000 && !s.FirstPart.IsZero() {
+	if yearKnown(s.FirstPart) && !s.FirstPart.IsZero() {
 		first = pgtype.Timestamptz{Valid: true, Time: s.FirstPart}
 	}
-	if s.LastPart.Year() > -4700 && s.LastPart.Year() < 290_000 && !s.LastPart.IsZero() {
+	if yearKnown(s.LastPart) && !s.LastPart.IsZero() {
 		last = pgtype.Timestamptz{Valid: true, Time: s.LastPart}
 	}
 	return first, last
 }
+
+// yearKnown reports whether PostgreSQL has a timestamp for a time. Nothing else that an event may hold is refused by the table, see
+// projected.
+func yearKnown(t time.Time) bool { return t.Year() > -4700 && t.Year() < 290_000 }
 
 // Rows implements audit.Evidence. Every column is compared with what ingest would write for the row's bytes, in
 // PostgreSQL's binary form.
@@ -234,6 +245,9 @@ func (t *Tree) Rows(ctx context.Context, s audit.Span) ([]audit.Row, error) {
 		copy(r.Leaf[:], leaf)
 		if e, err := audit.DecodeEvent(r.Body); err == nil {
 			r.Event = e
+			if yearKnown(r.PartTime) && yearKnown(e.Recorded) {
+				r.Altered = []string{"quarantine"} // ingest would have stored it: somebody hid it from searches
+			}
 		}
 		return r, nil
 	})

@@ -19,8 +19,8 @@ CREATE INDEX audit_event_failure ON audit_event (part_ts, event_id) WHERE outcom
 -- recompute them from the rows (chartkeep audit rebuild), and a test does. They are written in the
 -- transaction that stores the rows, so they count each row once. Quarantined rows are in none.
 --
--- All combinations of all properties would be nearly as many as there are rows. So there are two rollups, of properties that go
--- together: what was done, and who did it why. Both know how it ended. key is a hash of the properties, for a small
+-- All combinations of all properties would be nearly as many as there are rows. So there are two rollups of properties that go
+-- together: what was done, and who did it why. Both know how it ended; a third knows nothing else. key is a hash of the properties, for a small
 -- unique index. Days and hours lie apart, so that a quarter's days are a few pages.
 CREATE TABLE audit_rollup_deed (
   daily        boolean     NOT NULL, -- of a day (UTC); otherwise of an hour
@@ -58,6 +58,20 @@ CREATE TABLE audit_rollup_actor (
 CREATE TABLE audit_rollup_actor_day PARTITION OF audit_rollup_actor FOR VALUES IN (true) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 CREATE TABLE audit_rollup_actor_hour PARTITION OF audit_rollup_actor FOR VALUES IN (false) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
 
+-- How many events there are in all, to the minute: what a histogram of everything asks for, at either end too.
+CREATE TABLE audit_rollup_total (
+  unit         integer     NOT NULL, -- seconds: a day, an hour or a minute
+  at           timestamptz NOT NULL,
+  housekeeping boolean     NOT NULL,
+  events       bigint      NOT NULL,
+  denied       bigint      NOT NULL, -- of them
+  failed       bigint      NOT NULL,
+  PRIMARY KEY (unit, at, housekeeping)
+) PARTITION BY LIST (unit);
+CREATE TABLE audit_rollup_total_day PARTITION OF audit_rollup_total FOR VALUES IN (86400) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+CREATE TABLE audit_rollup_total_hour PARTITION OF audit_rollup_total FOR VALUES IN (3600) WITH (fillfactor = 60, autovacuum_vacuum_scale_factor = 0.05);
+CREATE TABLE audit_rollup_total_minute PARTITION OF audit_rollup_total FOR VALUES IN (60) WITH (fillfactor = 90, autovacuum_vacuum_scale_factor = 0.05);
+
 -- How long requests took, from the events that carry late timings. Each part is a histogram in one number: the count of bucket i
 -- (audit.LatencyBucket) takes twelve decimal digits, from 10^(12 i) on. So the sum of numbers is the sum of histograms, and
 -- empty buckets at either end take no room.
@@ -83,9 +97,17 @@ CREATE FUNCTION audit_rollup_key(VARIADIC properties text[]) RETURNS bytea LANGU
 
 -- Adds what the rows of a batch count to: hours are numbers of hours since 1970, minutes likewise. Everybody takes the rollups'
 -- rows in the same order, last thing before COMMIT: nobody waits for long, and no two for each other.
-CREATE FUNCTION audit_roll(deeds json, actors json, latencies json) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+CREATE FUNCTION audit_roll(totals json, deeds json, actors json, latencies json) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
+  INSERT INTO audit_rollup_total AS r
+  SELECT unit, date_bin(make_interval(secs => unit), to_timestamp(minute * 60), 'epoch'), housekeeping, sum(events), sum(denied), sum(failed)
+  FROM json_to_recordset(totals) AS d(minute bigint, housekeeping boolean, events bigint, denied bigint, failed bigint),
+       LATERAL (VALUES (60), (3600), (86400)) u(unit)
+  GROUP BY 1, 2, 3
+  ORDER BY 1, 2, 3
+  ON CONFLICT (unit, at, housekeeping) DO UPDATE SET events = r.events + excluded.events, denied = r.denied + excluded.denied, failed = r.failed + excluded.failed;
+
   INSERT INTO audit_rollup_deed AS r
   SELECT daily, g.at, audit_rollup_key(type, interaction, action, entity_types::text, outcome::text, allowed::text, reason, housekeeping::text),
          type, interaction, action, entity_types, outcome, allowed, reason, housekeeping, sum(events)
@@ -130,13 +152,14 @@ $$;
 CREATE FUNCTION audit_reset_rollups(OUT since timestamptz) LANGUAGE plpgsql SECURITY DEFINER
   SET search_path = pg_catalog, public, pg_temp SET timezone = 'UTC' AS $$
 BEGIN
-  LOCK TABLE audit_rollup_deed, audit_rollup_actor, audit_rollup_latency IN SHARE ROW EXCLUSIVE MODE;
+  LOCK TABLE audit_rollup_total, audit_rollup_deed, audit_rollup_actor, audit_rollup_latency IN SHARE ROW EXCLUSIVE MODE;
   SELECT date_trunc('month', min(part_ts)) INTO since FROM audit_event;
+  DELETE FROM audit_rollup_total WHERE at >= since;
   DELETE FROM audit_rollup_deed WHERE at >= since;
   DELETE FROM audit_rollup_actor WHERE at >= since;
   DELETE FROM audit_rollup_latency WHERE at >= since;
 END $$;
 
 GRANT EXECUTE ON FUNCTION audit_roll, audit_trim_rollups, audit_reset_rollups TO chartkeep_audit_writer;
-GRANT SELECT ON audit_rollup_deed, audit_rollup_actor, audit_rollup_latency TO chartkeep_audit_reader;
+GRANT SELECT ON audit_rollup_total, audit_rollup_deed, audit_rollup_actor, audit_rollup_latency TO chartkeep_audit_reader;
 RESET ROLE;
