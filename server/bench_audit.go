@@ -113,8 +113,8 @@ func heapInUse() uint64 {
 // queries asks officers' queries on a trail of each size.
 func (f *figures) queries(ctx context.Context, v *benchVerb, t terminal, b *bench) error {
 	const instances = 100
-	volumes, err := postgres.MeasureQueries(ctx, b.cluster.DSN(demoDatabase), v.AuditRows, instances, func(format string, args ...any) {
-		fmt.Fprintf(t.err, format+"\n", args...)
+	volumes, err := postgres.MeasureQueries(ctx, b.cluster.DSN(demoDatabase), postgres.Measurement{
+		Sizes: v.AuditRows, Instances: instances, Progress: func(format string, args ...any) { fmt.Fprintf(t.err, format+"\n", args...) },
 	})
 	if err != nil {
 		return err
@@ -128,11 +128,11 @@ func (f *figures) queries(ctx context.Context, v *benchVerb, t terminal, b *benc
 				target = "under 50 ms"
 			}
 			if i > 0 {
-				// A difference that no timer and no reader notices is none.
-				before := volumes[i-1].Shapes[k].P95
-				ratio := float64(s.P95) / float64(before)
-				measured += fmt.Sprintf(" = %.2f ×", ratio)
-				met = met && (ratio <= 1.3 || s.P95-before < time.Millisecond)
+				// Both times in memory. A difference that no timer and no reader notices is none.
+				before := volumes[i-1].Shapes[k].Again
+				ratio := float64(s.Again) / float64(before)
+				measured += fmt.Sprintf(", again %.1f ms = %.2f ×", millis(s.Again), ratio)
+				met = met && (ratio <= 1.3 || s.Again-before < time.Millisecond)
 				if s.Promised {
 					target += ", at most 1.30 ×"
 				}

@@ -30,7 +30,6 @@ type Generation struct {
 	writers  int               // streams
 	done     atomic.Int64      // rows stored
 	indexes  map[string]string // that are made again at the end: their statements by name
-	bytes    int64             // of the database
 }
 
 const (
@@ -73,6 +72,21 @@ func (g *Generation) Generate(ctx context.Context, adminDSN string) error {
 		return err
 	}
 	return g.finish(ctx, admin)
+}
+
+// summary is what resume needs to know.
+func (g *Generation) summary() string {
+	return fmt.Sprintf("%d rows from %d each %d", g.Rows, g.from.Unix(), g.step.Nanoseconds())
+}
+
+// resume makes g the Generation that a trail was made by.
+func (g *Generation) resume(summary string) error {
+	var from int64
+	if _, err := fmt.Sscanf(summary, "%d rows from %d each %d", &g.Rows, &from, (*int64)(&g.step)); err != nil {
+		return fmt.Errorf("reading what a trail was made of: %w", err)
+	}
+	g.from, g.people = time.Unix(from, 0).UTC(), newPopulation()
+	return nil
 }
 
 // prepare makes the months and drops the indexes that can wait.
@@ -124,9 +138,6 @@ func (g *Generation) finish(ctx context.Context, admin *pgx.Conn) error {
 		if _, err := admin.Exec(ctx, sql); err != nil {
 			return bare("tidying up", err)
 		}
-	}
-	if err := admin.QueryRow(ctx, `SELECT pg_database_size(current_database())`).Scan(&g.bytes); err != nil {
-		return bare("measuring the database", err)
 	}
 	return nil
 }
@@ -272,8 +283,12 @@ func (p *population) event(random *rand.Rand, at time.Time) audit.Event {
 }
 
 func randomHex(random *rand.Rand) string {
-	var b [16]byte
-	binary.NativeEndian.PutUint64(b[:], random.Uint64())
-	binary.NativeEndian.PutUint64(b[8:], random.Uint64())
-	return hex.EncodeToString(b[:])
+	id := randomID(random)
+	return hex.EncodeToString(id[:])
+}
+
+func randomID(random *rand.Rand) (id [16]byte) {
+	binary.NativeEndian.PutUint64(id[:], random.Uint64())
+	binary.NativeEndian.PutUint64(id[8:], random.Uint64())
+	return id
 }

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
@@ -14,84 +15,117 @@ import (
 	"github.com/chartkeep/chartkeep/audit"
 )
 
+// Measurement is what MeasureQueries measures.
+type Measurement struct {
+	Sizes     []int64                          // rows of the trails
+	Instances int                              // how often each kind of query is asked, for different values
+	Keep      bool                             // the trails stay in the cluster, and the next measurement takes them as they are
+	Progress  func(format string, args ...any) // nil for none
+}
+
 // QueryVolume is how fast officers' queries are on a trail of so many rows.
 type QueryVolume struct {
 	Rows   int64
-	Loaded time.Duration // to make the rows and their indexes
+	Loaded time.Duration // to make the rows and their indexes; 0 when they were there
 	Bytes  int64         // of the database
 	Shapes []QueryShape
 }
 
-// QueryShape is one kind of query, asked many times for different values.
+// QueryShape is one kind of query, asked many times for different values, and each time once more: what nobody has asked for comes
+// from wherever it lies, maybe a disk; the second time it is in memory, and what is left is work.
 type QueryShape struct {
 	Name     string
-	Promised bool // under 50 ms at the 95th percentile, and no slower than 1.3 × of a tenth of the rows
+	Promised bool // under 50 ms at the 95th percentile, and no slower than 1.3 × of a tenth of the rows when both are in memory
 	P50, P95 time.Duration
+	Again    time.Duration // 95th percentile of the second time
 }
 
-// MeasureQueries makes a trail of each size in a database of its own, asks each kind of query so many times, and drops the
-// database again. adminDSN logs in as a superuser. Progress may be nil.
-func MeasureQueries(ctx context.Context, adminDSN string, sizes []int64, instances int, progress func(format string, args ...any)) ([]QueryVolume, error) {
-	if progress == nil {
-		progress = func(string, ...any) {}
+// MeasureQueries makes a trail of each size in a database of its own, asks all of them the same kinds of queries in turns, and drops
+// the databases again, unless they are kept. adminDSN logs in as a superuser.
+func MeasureQueries(ctx context.Context, adminDSN string, m Measurement) (volumes []QueryVolume, err error) {
+	if m.Progress == nil {
+		m.Progress = func(string, ...any) {}
 	}
-	var volumes []QueryVolume
-	for _, rows := range sizes {
-		err := onOwnDatabase(ctx, adminDSN, func(dsn string) error {
-			v := QueryVolume{Rows: rows}
-			began := time.Now()
-			g := &Generation{Rows: rows, Progress: func(done int64) {
-				if done%(100*generatedBatch) == 0 {
-					progress("%d of %d rows, %.0f a second", done, rows, float64(done)/time.Since(began).Seconds())
-				}
-			}}
-			if err := g.Generate(ctx, dsn); err != nil {
-				return err
-			}
-			v.Loaded = time.Since(began)
-			db, err := Open(ctx, Config{DSN: dsn})
-			if err != nil {
-				return err
-			}
-			defer db.Close()
-			v.Bytes = g.bytes
-			progress("%d rows of %.1f GB after %v; asking", rows, float64(v.Bytes)/1e9, v.Loaded.Round(time.Second))
-			v.Shapes, err = g.ask(ctx, db.Trail(), instances)
-			volumes = append(volumes, v)
-			return err
-		})
-		if err != nil {
-			return volumes, err
-		}
-	}
-	return volumes, nil
-}
-
-// onOwnDatabase runs work on a migrated database that it makes and drops again.
-func onOwnDatabase(ctx context.Context, adminDSN string, work func(dsn string) error) (err error) {
 	admin, err := pgx.Connect(ctx, adminDSN)
 	if err != nil {
-		return fmt.Errorf("connecting: %w", err)
+		return nil, fmt.Errorf("connecting: %w", err)
 	}
 	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost
-	name := "chartkeep_measured_" + hex.EncodeToString(random(4))
-	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		return bare("making a database", err)
-	}
+	var trails []measured
 	defer func() {
-		if _, drop := admin.Exec(context.WithoutCancel(ctx), "DROP DATABASE "+name+" WITH (FORCE)"); err == nil && drop != nil {
-			err = bare("dropping the database", drop)
+		for _, t := range trails {
+			t.db.Close()
 		}
 	}()
+	for _, rows := range m.Sizes {
+		name := fmt.Sprintf("chartkeep_measured_%d", rows)
+		if !m.Keep {
+			name += "_" + hex.EncodeToString(random(4))
+			defer func() {
+				if _, drop := admin.Exec(context.WithoutCancel(ctx), "DROP DATABASE IF EXISTS "+name+" WITH (FORCE)"); err == nil && drop != nil {
+					err = bare("dropping the database", drop)
+				}
+			}()
+		}
+		t, v, err := m.trail(ctx, admin, adminDSN, name, rows)
+		if err != nil {
+			return nil, err
+		}
+		trails, volumes = append(trails, t), append(volumes, v)
+	}
+	return volumes, m.ask(ctx, trails, volumes)
+}
+
+// measured is a trail that is measured.
+type measured struct {
+	*Generation
+	db *DB
+}
+
+// trail opens a generated trail, or makes it first. The database's comment says that it was made in full, and of what.
+func (m *Measurement) trail(ctx context.Context, admin *pgx.Conn, adminDSN, name string, rows int64) (t measured, v QueryVolume, err error) {
 	dsn, err := url.Parse(adminDSN)
 	if err != nil {
-		return fmt.Errorf("parsing database URL: malformed")
+		return t, v, errors.New("parsing database URL: malformed")
 	}
 	dsn.Path = "/" + name
-	if err := Migrate(ctx, dsn.String(), ""); err != nil {
-		return err
+	began := time.Now()
+	v.Rows, t.Generation = rows, &Generation{Rows: rows, Progress: func(done int64) {
+		if done%(100*generatedBatch) == 0 {
+			m.Progress("%d of %d rows, %.0f a second", done, rows, float64(done)/time.Since(began).Seconds())
+		}
+	}}
+	var kept *string
+	switch err := admin.QueryRow(ctx, `SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = $1`, name).Scan(&kept); {
+	case err == nil && kept != nil:
+		if err := t.resume(*kept); err != nil {
+			return t, v, err
+		}
+	case err == nil:
+		return t, v, fmt.Errorf("database %s holds half a trail: drop it", name)
+	case !errors.Is(err, pgx.ErrNoRows):
+		return t, v, bare("looking for a database", err)
+	default:
+		if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+			return t, v, bare("making a database", err)
+		}
+		if err := Migrate(ctx, dsn.String(), ""); err != nil {
+			return t, v, err
+		}
+		if err := t.Generate(ctx, dsn.String()); err != nil {
+			return t, v, err
+		}
+		if _, err := admin.Exec(ctx, "COMMENT ON DATABASE "+name+" IS '"+t.summary()+"'"); err != nil {
+			return t, v, bare("describing the database", err)
+		}
+		v.Loaded = time.Since(began)
 	}
-	return work(dsn.String())
+	if err := admin.QueryRow(ctx, `SELECT pg_database_size($1::name)`, name).Scan(&v.Bytes); err != nil {
+		return t, v, bare("measuring the database", err)
+	}
+	m.Progress("%d rows of %.1f GB after %v", rows, float64(v.Bytes)/1e9, v.Loaded.Round(time.Second))
+	t.db, err = Open(ctx, Config{DSN: dsn.String()})
+	return t, v, err
 }
 
 // shape is a kind of query: ask asks one of them, for values drawn at random.
@@ -101,28 +135,42 @@ type shape struct {
 	ask      func(*rand.Rand) error
 }
 
-// ask measures every shape.
-func (g *Generation) ask(ctx context.Context, trail audit.Reader, instances int) ([]QueryShape, error) {
-	random := rand.New(rand.NewPCG(3, 4)) //nolint:gosec // which of made-up events is asked for
-	var measured []QueryShape
-	for _, s := range g.shapes(ctx, trail) {
-		took := make([]time.Duration, instances)
-		for range instances / 2 { // plans, catalogs and whatever else a server that runs for a while has at hand
-			if err := s.ask(random); err != nil {
-				return measured, fmt.Errorf("asking for the %s: %w", s.name, err)
-			}
-		}
-		for i := range took {
-			began := time.Now()
-			if err := s.ask(random); err != nil {
-				return measured, fmt.Errorf("asking for the %s: %w", s.name, err)
-			}
-			took[i] = time.Since(began)
-		}
-		slices.Sort(took)
-		measured = append(measured, QueryShape{s.name, s.promised, took[instances/2], took[min(instances-1, instances*95/100)]})
+// ask measures every shape on all trails in turns, so that what else the machine does strikes all alike.
+func (m *Measurement) ask(ctx context.Context, trails []measured, volumes []QueryVolume) error {
+	shapes := make([][]shape, len(trails))
+	for i, t := range trails {
+		shapes[i] = t.shapes(ctx, t.db.Trail())
 	}
-	return measured, nil
+	for k := range shapes[0] {
+		first, again := make([][]time.Duration, len(trails)), make([][]time.Duration, len(trails))
+		for n := range m.Instances * 3 / 2 { // a third for plans, catalogs and whatever else a server that runs for a while has at hand
+			for i := range trails {
+				var took [2]time.Duration
+				for j := range took {
+					random := rand.New(rand.NewPCG(uint64(k), uint64(n))) //nolint:gosec // which of made-up events is asked for
+					began := time.Now()
+					if err := shapes[i][k].ask(random); err != nil {
+						return fmt.Errorf("asking for the %s: %w", shapes[i][k].name, err)
+					}
+					took[j] = time.Since(began)
+				}
+				if n >= m.Instances/2 {
+					first[i], again[i] = append(first[i], took[0]), append(again[i], took[1])
+				}
+			}
+		}
+		for i := range trails {
+			slices.Sort(first[i])
+			slices.Sort(again[i])
+			at := func(took []time.Duration, percent int) time.Duration {
+				return took[min(len(took)-1, len(took)*percent/100)]
+			}
+			volumes[i].Shapes = append(volumes[i].Shapes, QueryShape{
+				Name: shapes[i][k].name, Promised: shapes[i][k].promised, P50: at(first[i], 50), P95: at(first[i], 95), Again: at(again[i], 95),
+			})
+		}
+	}
+	return nil
 }
 
 // shapes are the kinds of queries that officers ask.
@@ -131,7 +179,7 @@ func (g *Generation) shapes(ctx context.Context, trail audit.Reader) []shape {
 		return g.from.Add(time.Duration(r.Int64N(max(g.Rows, 1))) * g.step)
 	}
 	until := g.from.Add(time.Duration(g.Rows) * g.step)
-	anywhere := func(r *rand.Rand) audit.Position { return audit.Position{PartTime: at(r), ID: audit.ID(random(16))} }
+	anywhere := func(r *rand.Rand) audit.Position { return audit.Position{PartTime: at(r), ID: audit.ID(randomID(r))} }
 	find := func(make func(r *rand.Rand) audit.Query) func(*rand.Rand) error {
 		return func(r *rand.Rand) error {
 			_, err := trail.Find(ctx, make(r))
@@ -215,4 +263,31 @@ func (g *Generation) shapes(ctx context.Context, trail audit.Reader) []shape {
 			return err
 		}},
 	}
+}
+
+// onOwnDatabase runs work on a migrated database that it makes and drops again.
+func onOwnDatabase(ctx context.Context, adminDSN string, work func(dsn string) error) (err error) {
+	admin, err := pgx.Connect(ctx, adminDSN)
+	if err != nil {
+		return fmt.Errorf("connecting: %w", err)
+	}
+	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost
+	name := "chartkeep_measured_" + hex.EncodeToString(random(4))
+	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
+		return bare("making a database", err)
+	}
+	defer func() {
+		if _, drop := admin.Exec(context.WithoutCancel(ctx), "DROP DATABASE "+name+" WITH (FORCE)"); err == nil && drop != nil {
+			err = bare("dropping the database", drop)
+		}
+	}()
+	dsn, err := url.Parse(adminDSN)
+	if err != nil {
+		return fmt.Errorf("parsing database URL: malformed")
+	}
+	dsn.Path = "/" + name
+	if err := Migrate(ctx, dsn.String(), ""); err != nil {
+		return err
+	}
+	return work(dsn.String())
 }
