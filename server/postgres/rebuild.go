@@ -2,7 +2,6 @@ package postgres
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -82,7 +81,7 @@ func (r *rollup) recount(ctx context.Context, tx pgx.Tx, since time.Time) error 
 	}); err != nil {
 		return bare("recounting rows", err)
 	}
-	rows, err = tx.Query(ctx, `SELECT `+strings.Join([]string{when, "body"}, ", ")+` FROM audit_trail
+	rows, err = tx.Query(ctx, `SELECT `+when+` AS at, body FROM audit_trail
 		WHERE `+when+` >= $1 AND type = $2 AND interaction = $3`, since, string(audit.TypeApplication), audit.InteractionTimings)
 	if err != nil {
 		return bare("recounting timings", err)

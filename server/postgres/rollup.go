@@ -150,7 +150,7 @@ func floorDivide(a, b int64) int64 {
 	return a / b
 }
 
-// cells is how audit_roll takes a rollup.
+// totalCell, deedCell, actorCell and latencyCell are how audit_roll takes a rollup.
 type totalCell struct {
 	Minute       int64 `json:"minute"`
 	Housekeeping bool  `json:"housekeeping"`
