@@ -31,6 +31,7 @@ export interface Event {
   recorded: string;
   /** Not known of events of the live trail */
   ingested?: string;
+  /** True where recorded is not to be believed, because the clock of the instance was off */
   clock_suspect?: boolean;
   type: string;
   interaction: string;
