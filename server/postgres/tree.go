@@ -9,7 +9,7 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,7 +24,7 @@ import (
 // trail's reader and writes as the sequencer's role. Safe for concurrent use.
 type Tree struct {
 	db      *DB
-	classes func() (time.Time, error) // since when audit_event has the column classes
+	classes atomic.Pointer[time.Time] // see classesSince
 }
 
 var (
@@ -33,11 +33,19 @@ var (
 )
 
 // Tree of this database.
-func (d *DB) Tree() *Tree {
-	return &Tree{db: d, classes: sync.OnceValues(func() (at time.Time, err error) {
-		err = d.records.QueryRow(context.Background(), `SELECT applied_at FROM migration WHERE name = '0006_rollup.sql'`).Scan(&at)
-		return at, err
-	})}
+func (d *DB) Tree() *Tree { return &Tree{db: d} }
+
+// classesSince is since when audit_event has the column classes. It is asked for until there was an answer.
+func (t *Tree) classesSince(ctx context.Context) (time.Time, error) {
+	if at := t.classes.Load(); at != nil {
+		return *at, nil
+	}
+	var at time.Time
+	if err := t.db.records.QueryRow(ctx, `SELECT applied_at FROM migration WHERE name = '0006_rollup.sql'`).Scan(&at); err != nil {
+		return at, bare("reading migrations", err)
+	}
+	t.classes.Store(&at)
+	return at, nil
 }
 
 const (
@@ -204,9 +212,9 @@ func yearKnown(t time.Time) bool { return t.Year() > -4700 && t.Year() < 290_000
 // Rows implements audit.Evidence. Every column is compared with what ingest would write for the row's bytes, in
 // PostgreSQL's binary form.
 func (t *Tree) Rows(ctx context.Context, s audit.Span) ([]audit.Row, error) {
-	classes, err := t.classes()
+	classes, err := t.classesSince(ctx)
 	if err != nil {
-		return nil, bare("reading migrations", err)
+		return nil, err
 	}
 	low, high := partRange(&s)
 	last := int64(s.First) + int64(s.Count) - 1

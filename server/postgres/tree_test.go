@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -288,5 +289,34 @@ func TestExtendIsFenced(t *testing.T) {
 	}
 	if err := second.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// What was asked for while the database was away is asked for again: a process must not need a restart to read its trail.
+func TestTreeAfterOutage(t *testing.T) {
+	dsn, err := url.Parse(loginDSN(t, newDatabase(t, true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWire(t, dsn.Host)
+	dsn.Host = w.addr
+	db, err := Open(t.Context(), Config{DSN: dsn.String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tree := db.Tree()
+	w.unplug()
+	if _, err := tree.Rows(t.Context(), audit.Span{Count: 1}); err == nil {
+		t.Fatal("rows were read without a database")
+	}
+	w.plug(t)
+	for until := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err = tree.Rows(t.Context(), audit.Span{Count: 1}); err == nil {
+			break
+		}
+		if time.Now().After(until) {
+			t.Fatalf("the database is back: %v", err)
+		}
 	}
 }
