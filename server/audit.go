@@ -1,11 +1,15 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
+	"slices"
 	"strings"
 
 	"golang.org/x/mod/sumdb/note"
@@ -66,28 +70,65 @@ func (v *auditKeygenVerb) Run(t terminal) error {
 	return err
 }
 
-// publicKeys reads verifier keys: each value is one, or a file with one a line (# begins a comment).
-func publicKeys(flag string, values []string) ([]string, error) {
-	var keys []string
-	for _, value := range values {
-		lines := []string{value}
-		if b, err := os.ReadFile(value); err == nil {
-			lines = strings.Split(string(b), "\n")
-		} else if strings.Count(value, "+") < 2 {
-			return nil, usage("%s %s is neither a verifier key nor a file: %v", flag, value, err)
-		}
-		before := len(keys)
-		for _, line := range lines {
-			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
-				if strings.HasPrefix(line, "PRIVATE+KEY+") {
-					return nil, usage("%s %s is a secret key; name the verifier key (its .pub)", flag, value)
-				}
-				keys = append(keys, line)
-			}
-		}
-		if len(keys) == before {
-			return nil, usage("%s %s holds no key", flag, value)
+// listed returns the entries of a file, one a line (# begins a comment), or the value itself where there is no such file: the error says why.
+func listed(value string) (list []string, err error) {
+	b, err := os.ReadFile(value)
+	if err != nil {
+		return []string{strings.TrimSpace(value)}, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "#") {
+			list = append(list, line)
 		}
 	}
+	return list, nil
+}
+
+// publicKeys reads verifier keys: each value is one, or a file of them.
+func publicKeys(flag string, values []string) (keys []string, err error) {
+	for _, value := range values {
+		list, err := listed(value)
+		switch {
+		case err != nil && strings.Count(value, "+") < 2:
+			return nil, usage("%s %s is neither a verifier key nor a file: %v", flag, value, err)
+		case len(list) == 0:
+			return nil, usage("%s %s holds no key", flag, value)
+		case slices.ContainsFunc(list, func(key string) bool { return strings.HasPrefix(key, "PRIVATE+KEY+") }):
+			return nil, usage("%s was given a secret key; name the verifier key (its .pub)", flag) // and the key is not repeated
+		}
+		keys = append(keys, list...)
+	}
 	return keys, nil
+}
+
+// operator is who runs a verb: who the command line says, or the user of this machine.
+func operator(name string) string {
+	if name = strings.TrimSpace(name); name != "" {
+		return name
+	}
+	if u, err := user.Current(); err == nil {
+		return cmp.Or(u.Username, "uid "+u.Uid)
+	}
+	return "unknown"
+}
+
+// change carries out an operator's change between an event of the intent and one of the outcome, both in the database before it goes on.
+func (r *rooms) change(ctx context.Context, by string, e audit.Event, do func() error) error {
+	e.Agent = audit.Agent{User: by, Client: "chartkeep"}
+	e.Decision.Allowed = true
+	e.Outcome = audit.Intent
+	intent := e
+	receipt, err := r.log.Record(ctx, audit.Database, &intent)
+	if err != nil {
+		return fmt.Errorf("recording what is about to be done: %w", err)
+	}
+	failed := do()
+	e.Correlation, e.Outcome = receipt.Events()[0].ID, audit.Success
+	if failed != nil {
+		e.Outcome = audit.SeriousFailure
+	}
+	if _, err := r.log.Record(context.WithoutCancel(ctx), audit.Database, &e); err != nil {
+		return errors.Join(failed, fmt.Errorf("recording what was done: %w", err))
+	}
+	return failed
 }

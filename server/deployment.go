@@ -29,7 +29,7 @@ type deployment struct {
 	JournalKeep          time.Duration `help:"How long the journal keeps what the database has, as a second copy; up to 1 GiB, and less when space is short." default:"168h" placeholder:"DURATION" group:"Deployment"`
 	AuditDurability      string        `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
 
-	sealing `embed:""`
+	checkpoints `embed:""`
 }
 
 // demoFile is DIR/demo.json as DESIGN.md 4.1 has it.

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
-	"os/user"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -128,17 +125,6 @@ func (v *holdReleaseVerb) Run(ctx context.Context, t terminal) error {
 	})
 }
 
-// operator is who runs a verb: who the command line says, or the user of this machine.
-func operator(name string) string {
-	if name = strings.TrimSpace(name); name != "" {
-		return name
-	}
-	if u, err := user.Current(); err == nil {
-		return cmp.Or(u.Username, "uid "+u.Uid)
-	}
-	return "unknown"
-}
-
 // onRetention runs a verb's work with the rooms and the retention's storage open.
 func (d *deployment) onRetention(ctx context.Context, t terminal, work func(*rooms, *settings, *postgres.Retention) error) error {
 	return d.onRooms(ctx, t, func(r *rooms, s *settings) error {
@@ -149,25 +135,4 @@ func (d *deployment) onRetention(ctx context.Context, t terminal, work func(*roo
 		defer retention.Close()
 		return work(r, s, retention)
 	})
-}
-
-// change carries out an operator's change between an event of the intent and one of the outcome, both in the database before it goes on.
-func (r *rooms) change(ctx context.Context, by string, e audit.Event, do func() error) error {
-	e.Agent = audit.Agent{User: by, Client: "chartkeep"}
-	e.Decision.Allowed = true
-	e.Outcome = audit.Intent
-	intent := e
-	receipt, err := r.log.Record(ctx, audit.Database, &intent)
-	if err != nil {
-		return fmt.Errorf("recording what is about to be done: %w", err)
-	}
-	failed := do()
-	e.Correlation, e.Outcome = receipt.Events()[0].ID, audit.Success
-	if failed != nil {
-		e.Outcome = audit.SeriousFailure
-	}
-	if _, err := r.log.Record(context.WithoutCancel(ctx), audit.Database, &e); err != nil {
-		return errors.Join(failed, fmt.Errorf("recording what was done: %w", err))
-	}
-	return failed
 }

@@ -2,15 +2,14 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"strings"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/server/postgres"
 )
 
-// sealing names who signs the audit trail's checkpoints, who cosigns them and where they are kept.
-type sealing struct {
+// checkpoints names who signs the audit trail's checkpoints, who cosigns them and where they are kept.
+type checkpoints struct {
 	CheckpointKey     []string `help:"File with a key that signs the audit trail's checkpoints, see: chartkeep audit keygen. Give the old and the new one for a while to change keys." placeholder:"FILE" group:"Audit trail" sep:"none"`
 	Witness           []string `help:"Witness that cosigns checkpoints, see: chartkeep audit witness; its verifier key and URL, or a file with one a line." placeholder:"VKEY@URL|FILE" group:"Audit trail" sep:"none"`
 	Anchor            []string `help:"Where checkpoints are kept out of administrators' reach: a directory, or an object-locked bucket." placeholder:"DIR|s3://BUCKET/PREFIX?endpoint=URL&region=NAME&years=N" group:"Audit trail" sep:"none"`
@@ -18,7 +17,7 @@ type sealing struct {
 }
 
 // read reads the files that the flags name.
-func (f *sealing) read(s *settings) error {
+func (f *checkpoints) read(s *settings) error {
 	for _, file := range f.CheckpointKey {
 		key, err := readCheckpointKey(file)
 		if err != nil {
@@ -55,16 +54,10 @@ func readCheckpointKey(file string) (audit.LogKey, error) {
 	return key, nil
 }
 
-// witnessAddresses reads VKEY@URL, or a file of such lines (# begins a comment).
+// witnessAddresses reads VKEY@URL, or a file of such lines.
 func witnessAddresses(value string) (list []audit.WitnessAddress, err error) {
-	lines := []string{value}
-	if b, err := os.ReadFile(value); err == nil {
-		lines = strings.Split(string(b), "\n")
-	}
+	lines, _ := listed(value) // what is no file is an address
 	for _, line := range lines {
-		if line = strings.TrimSpace(line); line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
 		at := strings.LastIndex(line, "@http")
 		if at < 0 {
 			return nil, usage("--witness %s: a witness is VKEY@URL", value)
