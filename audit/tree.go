@@ -25,6 +25,7 @@ type Span struct {
 	Count               int
 	Prev, Chain         Hash      // chain of the stream before and after
 	FirstPart, LastPart time.Time // part times of its first and last record
+	Disputed            bool      // the batch, as it was stored, is gone or says something else; only storages that keep both tell
 }
 
 // ErrFenced says that somebody else leads, or that the tree is not what the caller last saw: it stops, reads the head again

@@ -326,8 +326,11 @@ func (v *verification) span(ctx context.Context, c *chunk) error {
 		chain = link(chain, leaves[i])
 	}
 	v.pruningChain(p, s.First+uint64(s.Count), chain)
-	if chain != s.Chain {
+	switch {
+	case chain != s.Chain:
 		p.add(KindChain, s.First, "", "the batch does not hash to the chain that was stored with it")
+	case s.Disputed:
+		p.add(KindSpan, s.First, "", "the batch, as it was stored, is gone or is not what the tree has of it")
 	}
 	v.advance(s)
 	for _, leaf := range leaves {
@@ -458,7 +461,11 @@ func (v *verification) leaves(ctx context.Context, c *chunk, p *perSpan) ([]Hash
 			p.add(KindLeaf, seq, "leaf", "the stored leaf is not what the row hashes to")
 		}
 		for _, column := range r.Altered {
-			p.add(KindColumn, seq, column, "the column is not what the bytes of the row say")
+			detail := "the column is not what the bytes of the row say"
+			if column == "quarantine" {
+				detail = "the row was put aside, where no search finds it, and the table would have taken it"
+			}
+			p.add(KindColumn, seq, column, detail)
 		}
 		outside := !s.FirstPart.IsZero() && r.PartTime.Before(s.FirstPart) || !s.LastPart.IsZero() && r.PartTime.After(s.LastPart)
 		if outside || r.PartTime.Before(last) {
