@@ -7,8 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 )
 
 // Anchor keeps checkpoints where those who administer the log and its database cannot change them: what it holds shows what
@@ -37,6 +41,30 @@ func (d AnchorDir) Put(ctx context.Context, name string, data []byte) error {
 		return fmt.Errorf("anchoring: %w", err)
 	}
 	return nil
+}
+
+// Since returns what was anchored of sizes above the given one, and the newest in any case, smallest first: a live trail must
+// continue each of them. Where there is no directory, nothing was anchored.
+func (d AnchorDir) Since(size int64) (notes [][]byte, err error) {
+	entries, err := os.ReadDir(string(d)) // sorted by name
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("reading anchors: %w", err)
+	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return !e.Type().IsRegular() || !strings.HasSuffix(e.Name(), anchorSuffix) || strings.HasPrefix(e.Name(), ".")
+	})
+	for i, e := range entries {
+		digits, _, _ := strings.Cut(e.Name(), "-")
+		if n, err := strconv.ParseInt(digits, 10, 64); err == nil && n <= size && i < len(entries)-1 {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(string(d), e.Name()))
+		if err != nil {
+			return nil, fmt.Errorf("reading anchors: %w", err)
+		}
+		notes = append(notes, b)
+	}
+	return notes, nil
 }
 
 // put writes a file of another name and links it, which, unlike a rename, fails where there is one.
@@ -80,9 +108,11 @@ func same(path string, data []byte) error {
 	return nil
 }
 
+const anchorSuffix = ".checkpoint"
+
 // AnchorName is the name under which a checkpoint of a size is anchored: names sort as sizes do, and different contents have
 // different names.
 func AnchorName(size int64, note []byte) string {
 	sum := sha256.Sum256(note)
-	return fmt.Sprintf("%016d-%x.checkpoint", size, sum[:8])
+	return fmt.Sprintf("%016d-%x%s", size, sum[:8], anchorSuffix)
 }

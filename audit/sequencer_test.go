@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -635,6 +636,26 @@ func TestAnchorDirNeverWritesOver(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(string(dir)); len(entries) != 1 {
 		t.Errorf("%d files are left", len(entries))
+	}
+}
+
+// What was anchored is read back, the newest always.
+func TestAnchorDirSince(t *testing.T) {
+	dir := audit.AnchorDir(t.TempDir() + "/anchors")
+	if notes, err := dir.Since(0); err != nil || len(notes) != 0 {
+		t.Errorf("%q (%v) where nothing was anchored", notes, err)
+	}
+	for _, size := range []int64{7, 12, 300} {
+		msg := []byte(strconv.FormatInt(size, 10))
+		if err := dir.Put(t.Context(), audit.AnchorName(size, msg), msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for size, want := range map[int64]string{0: "7 12 300", 7: "12 300", 299: "300", 300: "300", 9000: "300"} {
+		notes, err := dir.Since(size)
+		if got := string(bytes.Join(notes, []byte(" "))); err != nil || got != want {
+			t.Errorf("since %d: %s (%v), want %s", size, got, err, want)
+		}
 	}
 }
 

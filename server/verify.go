@@ -46,7 +46,8 @@ type auditVerifyVerb struct {
 func (*auditVerifyVerb) Help() string {
 	return `Exit code 0: nothing is wrong. 1: findings, each with its place, or it could not be verified. 2: bad usage. Without --key an export is
 held against the keys that came with it, and the output says so: that shows that it is consistent, not who made it.
-With --witness, the witness is asked what it cosigned last, and the trail must continue that.
+With --witness, the witness is asked what it cosigned last, and with --anchor DIR the checkpoints there are read: the trail must
+continue them all.
 Example: chartkeep audit verify --data .chartkeep --state verified.json
 Example: chartkeep audit verify --key hospital.pub --checkpoint witness.checkpoint export.zip
 Example: chartkeep audit verify --key hospital.pub event.tlog-proof`
@@ -151,6 +152,9 @@ func (v *auditVerifyVerb) live(ctx context.Context, o audit.VerifyOptions, t ter
 	} else {
 		o.From = known
 	}
+	if err := v.readAnchors(&o, t); err != nil {
+		return nil, err
+	}
 	sink := newLog(t.err)
 	defer sink.close()
 	db, err := postgres.Open(ctx, postgres.Config{DSN: dsn, Logger: sink.Logger})
@@ -191,6 +195,48 @@ func (v *auditVerifyVerb) ownKeys(o *audit.VerifyOptions) (err error) {
 		o.Keys, err = publicKeys("--key", []string{filepath.Join(v.Data, demoCheckpoint+".pub")})
 	}
 	return err
+}
+
+// readAnchors takes the checkpoints that the deployment's anchors keep as known from outside, before the trail's newest one is read.
+// Those below an earlier verification were held against it then. Anchors of the time of a retired key need that key.
+func (v *auditVerifyVerb) readAnchors(o *audit.VerifyOptions, t terminal) error {
+	anchors := v.Anchor
+	if v.Data != "" && v.DatabaseURL == "" {
+		anchors = append(slices.Clone(anchors), filepath.Join(v.Data, demoAnchors))
+	}
+	var keys []note.Verifier
+	for _, k := range o.Keys {
+		key, err := note.NewVerifier(k)
+		if err != nil {
+			return usage("--key: %q is no log's verifier key", k)
+		}
+		keys = append(keys, key)
+	}
+	size, foreign := int64(0), 0
+	if o.From != nil {
+		size = o.From.Size
+	}
+	for _, value := range anchors {
+		if strings.HasPrefix(value, "s3://") {
+			fmt.Fprintf(t.err, "%s is not read: fetch its newest checkpoint and name it with --checkpoint\n", value)
+			continue
+		}
+		notes, err := audit.AnchorDir(value).Since(size)
+		if err != nil {
+			return err
+		}
+		for _, msg := range notes {
+			if _, _, err := audit.OpenCheckpoint(msg, note.VerifierList(keys...)); err != nil {
+				foreign++
+				continue
+			}
+			o.Anchors = append(o.Anchors, msg)
+		}
+	}
+	if foreign > 0 {
+		fmt.Fprintf(t.err, "%d anchored checkpoints are not signed by a key that was given: name retired keys, too, with --key\n", foreign)
+	}
+	return nil
 }
 
 // askWitnesses takes the checkpoints that the deployment's witnesses cosigned last as known from outside. It is done before the
