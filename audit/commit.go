@@ -32,7 +32,6 @@ type committer struct {
 	chain   Hash
 	part    int64 // part time of the last record, µs
 	current *segment
-	free    []*group // guarded by Log.mu
 	held    []*submission
 	salts   [4096]byte
 	saltsAt int
@@ -441,26 +440,21 @@ func (l *Log) advance(next uint64) {
 	l.shipping.kick()
 }
 
+// newGroup is an empty group. Between two syncs there may be hundreds, or one: the pool keeps as many as are used.
 func (l *Log) newGroup() *group {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	free := l.committer.free
-	if len(free) == 0 {
+	g, _ := l.groups.Get().(*group)
+	if g == nil {
 		return &group{}
 	}
-	g := free[len(free)-1]
-	l.committer.free = free[:len(free)-1]
 	*g = group{frame: g.frame[:0], waiting: g.waiting[:0]}
 	return g
 }
 
-// recycle keeps the buffers of a few ordinary groups.
+// recycle keeps the buffers of ordinary groups.
 func (l *Log) recycle(groups []*group) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, g := range groups {
-		if len(l.committer.free) < 8 && cap(g.frame) <= groupBytes {
-			l.committer.free = append(l.committer.free, g)
+		if cap(g.frame) <= groupBytes {
+			l.groups.Put(g)
 		}
 	}
 }

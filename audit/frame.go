@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 )
 
 // The bytes of a journal. All numbers are big endian, times are microseconds since 1970, checksums are CRC32C.
@@ -124,6 +125,7 @@ type record struct {
 
 func (r record) append(b []byte) []byte {
 	start := len(b)
+	b = slices.Grow(b, recordHeadLen+len(r.body)+recordTailLen)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(r.body)))
 	b = binary.BigEndian.AppendUint64(b, r.seq)
 	b = binary.BigEndian.AppendUint64(b, uint64(r.part))

@@ -52,6 +52,7 @@ type Log struct {
 
 	in     chan *submission
 	spare  sync.Pool // of *submission, of Record only: a Ticket may be waited for at any time
+	groups sync.Pool // of *group
 	gate   sync.RWMutex
 	closed bool // guarded by gate
 
@@ -333,7 +334,14 @@ func (l *Log) tellNow(events ...*Event) error {
 
 // Submit is Record without the wait: the event is on its way, and the Ticket is redeemed later.
 func (l *Log) Submit(level Level, events ...*Event) (Ticket, error) {
-	s := &submission{granted: make(chan error, 1)}
+	// One allocation for all that an ordinary event needs.
+	own := &struct {
+		submission
+		end  [1]int
+		body [512]byte
+	}{submission: submission{granted: make(chan error, 1)}}
+	s := &own.submission
+	s.bodies, s.ends = own.body[:0], own.end[:0]
 	if err := l.submit(s, level, events); err != nil {
 		return Ticket{}, err
 	}
