@@ -327,9 +327,9 @@ func (b *Bundle) Rows(ctx context.Context, s Span) ([]Row, error) {
 	defer b.mu.Unlock()
 	var list []Row
 	var wrong int64 = -1
-	end, bytes := s.Index+int64(s.Count), 0
+	end, held := s.Index+int64(s.Count), 0
 	err := b.rows.read(ctx, s.Index, func(r *indexedRow) bool {
-		if bytes += len(r.row.Body); r.index >= end || bytes > maxTogether {
+		if held += len(r.row.Body); r.index >= end || held > maxTogether {
 			return false
 		}
 		if r.stream != s.Stream && wrong < 0 {
@@ -338,7 +338,7 @@ func (b *Bundle) Rows(ctx context.Context, s Span) ([]Row, error) {
 		list = append(list, r.row)
 		return true
 	})
-	if err == nil && bytes > maxTogether {
+	if err == nil && held > maxTogether {
 		err = fmt.Errorf("reading bundle: %s: the batch of leaf %d is too large: %w", fileRows, s.Index, ErrBundle)
 	}
 	if err == nil && wrong >= 0 {
@@ -360,12 +360,12 @@ func (b *Bundle) Prunings(ctx context.Context) ([][]byte, error) {
 	}
 	var list [][]byte
 	l := &lineFile[[]byte]{b: b, name: filePrunings, parse: parsePruningLine, long: true}
-	bytes := 0
+	held := 0
 	err := l.read(ctx, 0, func(note *[]byte) bool {
-		list, bytes = append(list, *note), bytes+len(*note)
-		return bytes <= maxTogether
+		list, held = append(list, *note), held+len(*note)
+		return held <= maxTogether
 	})
-	if err == nil && bytes > maxTogether {
+	if err == nil && held > maxTogether {
 		err = fmt.Errorf("reading bundle: %s: the records are too large: %w", filePrunings, ErrBundle)
 	}
 	return list, errors.Join(err, l.close())
@@ -570,7 +570,7 @@ func parseSpanLine(line []byte) (s Span, ok bool) {
 	p.literal(`}`)
 	s.First, s.Count = uint64(first), int(count)
 	s.FirstPart, s.LastPart = time.UnixMicro(firstPart).UTC(), time.UnixMicro(lastPart).UTC()
-	return s, !p.bad && len(p.rest) == 0 && s.Index >= 0 && first >= 0 && count > 0 && count <= maxSpan
+	return s, !p.bad && len(p.rest) == 0 && s.Index >= 0 && first >= 0 && count > 0 && count <= MaxSpan
 }
 
 func appendCheckpointLine(b []byte, size int64, msg []byte) []byte {

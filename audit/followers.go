@@ -88,7 +88,7 @@ func (s *Sequencer) anchorAlways(ctx context.Context, fresh <-chan struct{}) {
 			return
 		case <-fresh:
 		}
-		for pause := s.cfg.AnchorEvery; ; {
+		for wait := s.cfg.AnchorEvery; ; {
 			err := s.anchor(ctx)
 			if ctx.Err() != nil {
 				return
@@ -96,12 +96,10 @@ func (s *Sequencer) anchorAlways(ctx context.Context, fresh <-chan struct{}) {
 			if err != nil {
 				s.cfg.Logger.Error("anchoring an audit checkpoint failed", "error", err)
 				s.alert("checkpoints of the audit trail cannot be anchored")
-				pause = min(s.cfg.AnchorEvery, time.Minute)
+				wait = min(s.cfg.AnchorEvery, time.Minute)
 			}
-			select {
-			case <-ctx.Done():
+			if !pause(ctx, wait) {
 				return
-			case <-time.After(pause):
 			}
 			if err == nil {
 				break
@@ -149,7 +147,7 @@ func (s *Sequencer) witness(ctx context.Context, i int, w WitnessAddress, fresh 
 		w.Client = &http.Client{Timeout: 10 * time.Second}
 	}
 	sub := &cosigning{s: s, w: w, verifier: verifier}
-	pause := s.cfg.WitnessEvery
+	wait := s.cfg.WitnessEvery
 	for {
 		select {
 		case <-ctx.Done():
@@ -172,15 +170,13 @@ func (s *Sequencer) witness(ctx context.Context, i int, w WitnessAddress, fresh 
 				s.alert("witness " + w.name() + " refuses the audit trail's checkpoint: it has seen another tree")
 			}
 			if err == nil {
-				pause = s.cfg.WitnessEvery
+				wait = s.cfg.WitnessEvery
 			} else {
 				s.cfg.Logger.Warn("a witness did not cosign", "witness", w.name(), "error", err)
-				pause = min(2*pause, max(time.Minute, s.cfg.WitnessEvery))
+				wait = min(2*wait, max(time.Minute, s.cfg.WitnessEvery))
 			}
-			select {
-			case <-ctx.Done():
+			if !pause(ctx, wait) {
 				return
-			case <-time.After(pause):
 			}
 			if err == nil {
 				break

@@ -189,11 +189,11 @@ func NewLatencyColumn(start time.Time, h *LatencyHistogram) LatencyColumn {
 	return c
 }
 
-// Histograms are the distributions of all parts, in the order of Parts.
-type Histograms [6]LatencyHistogram
+// LatencyHistograms are the distributions of all parts, in the order of Parts.
+type LatencyHistograms [6]LatencyHistogram
 
 // Count counts one request.
-func (h *Histograms) Count(t *Timing) {
+func (h *LatencyHistograms) Count(t *Timing) {
 	for i, p := range Parts() {
 		if us := t.Part(p); us > 0 || p == PartTotal {
 			h[i][LatencyBucket(us)]++

@@ -193,10 +193,7 @@ func (s *Sequencer) Run(ctx context.Context) error {
 		if err != nil && ctx.Err() == nil {
 			s.cfg.Logger.Warn("sequencing the audit trail broke off", "error", err)
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(patience):
-		}
+		pause(ctx, patience)
 		if err != nil {
 			patience = min(2*patience, 10*time.Second)
 		}
@@ -254,12 +251,8 @@ func (s *Sequencer) lead(ctx context.Context) (err error) {
 // rest waits until there may be something to do; after a checkpoint for a while in any case, so that what comes together goes in
 // together.
 func (s *Sequencer) rest(ctx context.Context, grew bool) {
-	if grew {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(s.cfg.Interval / 2):
-		}
+	if grew && !pause(ctx, s.cfg.Interval/2) {
+		return
 	}
 	select {
 	case <-ctx.Done():
@@ -530,7 +523,7 @@ func (r *reign) extend(ctx context.Context, next *growing, e Extension) error {
 
 // fits checks a batch against its stream's chain. why is not empty when it must not go in.
 func (r *reign) fits(ctx context.Context, g *growing, p *Pending) (why string, err error) {
-	if p.Count <= 0 || p.Count > maxSpan {
+	if p.Count <= 0 || p.Count > MaxSpan {
 		return "its next batch is absurd", nil
 	}
 	at, known := g.streams[p.Stream]

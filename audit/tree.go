@@ -28,6 +28,9 @@ type Span struct {
 	Disputed            bool      // the batch, as it was stored, is gone or says something else; only storages that keep both tell
 }
 
+// MaxSpan is the largest Count of a span; what says more was not written by a shipper.
+const MaxSpan = 1 << 20
+
 // ErrFenced says that somebody else leads, or that the tree is not what the caller last saw: it stops, reads the head again
 // and never guesses.
 var ErrFenced = errors.New("audit: the tree has another sequencer or another head")

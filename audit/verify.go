@@ -35,7 +35,6 @@ const (
 	strayLimit     = maxFindings
 	maxRereads     = 16
 	rowsTogether   = 2000 // of several small batches
-	maxSpan        = 1 << 20
 	unaccounted    = time.Minute
 )
 
@@ -422,7 +421,7 @@ func (v *verification) tail(ctx context.Context, spans []Span) error {
 		}
 		p := &perSpan{v: v, span: &s}
 		s.Index = -1
-		if s.Count <= 0 || s.Count > maxSpan {
+		if s.Count <= 0 || s.Count > MaxSpan {
 			p.add(KindSpan, s.First, "", fmt.Sprintf("a batch of %d records", s.Count))
 			p.flush()
 			continue

@@ -144,7 +144,7 @@ func (v *verification) readSpans(ctx context.Context, size int64, yield func(*ch
 func fitting(spans []Span, next, size int64) int {
 	count := int64(0)
 	for i, s := range spans {
-		if s.Index != next+count || s.Count <= 0 || s.Count > maxSpan || s.Index+int64(s.Count) > size {
+		if s.Index != next+count || s.Count <= 0 || s.Count > MaxSpan || s.Index+int64(s.Count) > size {
 			return i
 		}
 		if i > 0 && (s.Stream != spans[0].Stream || s.First != spans[0].First+uint64(count) || count+int64(s.Count) > rowsTogether) {
@@ -307,7 +307,7 @@ func (p *perSpan) flush() {
 // span checks one batch in the tree.
 func (v *verification) span(ctx context.Context, c *chunk) error {
 	s := &c.span
-	if s.Index != v.front.size || s.Count <= 0 || s.Count > maxSpan || s.Index+int64(s.Count) > v.report.Checkpoint.Size {
+	if s.Index != v.front.size || s.Count <= 0 || s.Count > MaxSpan || s.Index+int64(s.Count) > v.report.Checkpoint.Size {
 		v.find(Finding{Kind: KindSpan, Index: v.front.size, Stream: s.Stream, Seq: s.First,
 			Detail: fmt.Sprintf("a batch of %d leaves is said to stand at leaf %d, where the tree goes on at %d", s.Count, s.Index, v.front.size)})
 		return nil

@@ -185,7 +185,7 @@ func (s *Storage) Latency(ctx context.Context, q audit.LatencyQuery) (audit.Late
 	if err := errors.Join(ctx.Err(), err); err != nil {
 		return audit.Latency{}, err
 	}
-	series, columns := map[[2]string]*audit.Histograms{}, map[time.Time]*audit.LatencyHistogram{}
+	series, columns := map[[2]string]*audit.LatencyHistograms{}, map[time.Time]*audit.LatencyHistogram{}
 	for _, r := range s.Rows() {
 		if r.Event.Type != audit.TypeApplication || r.Event.Interaction != audit.InteractionTimings {
 			continue
@@ -210,7 +210,7 @@ func (s *Storage) Latency(ctx context.Context, q audit.LatencyQuery) (audit.Late
 				key[1] = list[i].Role
 			}
 			if series[key] == nil {
-				series[key] = new(audit.Histograms)
+				series[key] = new(audit.LatencyHistograms)
 			}
 			series[key].Count(&list[i].Timing)
 			if q.Step == 0 {

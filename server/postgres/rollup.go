@@ -58,11 +58,11 @@ type rollup struct {
 	totals    map[total]endings
 	deeds     map[deed]int64
 	actors    map[actor]int64
-	latencies map[latency]*audit.Histograms
+	latencies map[latency]*audit.LatencyHistograms
 }
 
 func newRollup() *rollup {
-	return &rollup{map[total]endings{}, map[deed]int64{}, map[actor]int64{}, map[latency]*audit.Histograms{}}
+	return &rollup{map[total]endings{}, map[deed]int64{}, map[actor]int64{}, map[latency]*audit.LatencyHistograms{}}
 }
 
 // add counts an event.
@@ -115,7 +115,7 @@ func (r *rollup) addTimings(at time.Time, e *audit.Event) {
 	for i := range timings {
 		key := latency{floorDivide(at.Unix(), 60), projected(timings[i].Route), projected(timings[i].Role)}
 		if r.latencies[key] == nil {
-			r.latencies[key] = new(audit.Histograms)
+			r.latencies[key] = new(audit.LatencyHistograms)
 		}
 		r.latencies[key].Count(&timings[i].Timing)
 	}

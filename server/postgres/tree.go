@@ -54,7 +54,6 @@ const (
 
 	leaderLock   = 7393
 	leaseSilence = "10000"          // milliseconds
-	maxBatch     = 1 << 20          // records; a manifest that says more was not written by us
 	scanTimeout  = 30 * time.Minute // of a look at the whole trail
 )
 
@@ -497,7 +496,7 @@ func (l *lease) Pending(ctx context.Context, skip []audit.StreamID, limit int) (
 	batch, n, wanted := &pgx.Batch{}, 0, 0
 	for n < len(pending) && (n == 0 || wanted < limit) {
 		// One that is absurd is for the caller to refuse: nobody reads its rows.
-		if pending[n].Count <= maxBatch {
+		if pending[n].Count <= audit.MaxSpan {
 			wanted += pending[n].Count
 			queueLeaves(batch, &pending[n].Span)
 		}
@@ -509,7 +508,7 @@ func (l *lease) Pending(ctx context.Context, skip []audit.StreamID, limit int) (
 	}
 	results := l.conn.SendBatch(ctx, batch)
 	for i := range pending {
-		if pending[i].Count > maxBatch {
+		if pending[i].Count > audit.MaxSpan {
 			continue
 		}
 		if pending[i].Leaves, err = collectLeaves(results, &pending[i].Span); err != nil {
