@@ -3,13 +3,10 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
 	"net/url"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -95,15 +92,11 @@ func clean(t testing.TB, tree *Tree, key audit.LogKey, size int64) {
 func chained(t testing.TB, stream audit.StreamID, first uint64, prev audit.Hash, n int) audit.Batch {
 	t.Helper()
 	b := batchOf(t, stream, first, prev, n)
-	b.Chain = prev
 	for i := range b.Rows {
 		r := &b.Rows[i]
 		r.PartTime = noon.Add(time.Duration(r.Seq) * time.Second)
-		content := sha256.Sum256(append(r.Salt[:], r.Body...))
-		leaf := slices.Concat([]byte{0}, r.Body[1:17], stream[:], binary.BigEndian.AppendUint64(nil, r.Seq), r.Body[17:25], content[:])
-		r.Leaf = sha256.Sum256(leaf)
-		b.Chain = sha256.Sum256(append(b.Chain[:], r.Leaf[:]...))
 	}
+	b.Seal()
 	return b
 }
 
@@ -199,7 +192,12 @@ func TestSequencerFollowsStreams(t *testing.T) {
 	grown(t, db.Tree(), 12)
 
 	wild := chained(t, poisoned, 0, audit.Hash{}, 6)
-	wild.Rows[5].Event.Recorded = time.Date(-100_000, 1, 1, 0, 0, 0, 0, time.UTC) // PostgreSQL knows no such year
+	r := &wild.Rows[5]
+	r.Event.Recorded = time.Date(-100_000, 1, 1, 0, 0, 0, 0, time.UTC) // PostgreSQL knows no such year
+	if r.Body, err = audit.Encode(&r.Event); err != nil {
+		t.Fatal(err)
+	}
+	wild.Seal()
 	if err := db.Audit().Ingest(t.Context(), wild); err != nil {
 		t.Fatal(err)
 	}
