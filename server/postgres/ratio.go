@@ -29,35 +29,48 @@ const ratioBatch = 1000
 
 // MeasureIngest measures in a database of its own, which it makes and drops again, in rounds of ten batches each way.
 // adminDSN logs in as a superuser.
-func MeasureIngest(ctx context.Context, adminDSN string, rounds int) (_ IngestRatio, err error) {
+func MeasureIngest(ctx context.Context, adminDSN string, rounds int) (measured IngestRatio, err error) {
+	err = onOwnDatabase(ctx, adminDSN, func(dsn string) error {
+		measured, err = measureIngest(ctx, dsn, rounds)
+		return err
+	})
+	return measured, err
+}
+
+// onOwnDatabase runs work on a migrated database that it makes and drops again.
+func onOwnDatabase(ctx context.Context, adminDSN string, work func(dsn string) error) (err error) {
 	admin, err := pgx.Connect(ctx, adminDSN)
 	if err != nil {
-		return IngestRatio{}, fmt.Errorf("connecting: %w", err)
+		return fmt.Errorf("connecting: %w", err)
 	}
 	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost
-	name := "chartkeep_ratio_" + hex.EncodeToString(random(4))
+	name := "chartkeep_measured_" + hex.EncodeToString(random(4))
 	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		return IngestRatio{}, fmt.Errorf("making a database: %w", err)
+		return bare("making a database", err)
 	}
 	defer func() {
 		if _, drop := admin.Exec(context.WithoutCancel(ctx), "DROP DATABASE "+name+" WITH (FORCE)"); err == nil && drop != nil {
-			err = fmt.Errorf("dropping the database: %w", drop)
+			err = bare("dropping the database", drop)
 		}
 	}()
 	dsn, err := url.Parse(adminDSN)
 	if err != nil {
-		return IngestRatio{}, fmt.Errorf("parsing database URL: malformed")
+		return fmt.Errorf("parsing database URL: malformed")
 	}
 	dsn.Path = "/" + name
 	if err := Migrate(ctx, dsn.String(), ""); err != nil {
-		return IngestRatio{}, err
+		return err
 	}
-	db, err := Open(ctx, Config{DSN: dsn.String()})
+	return work(dsn.String())
+}
+
+func measureIngest(ctx context.Context, dsn string, rounds int) (IngestRatio, error) {
+	db, err := Open(ctx, Config{DSN: dsn})
 	if err != nil {
 		return IngestRatio{}, err
 	}
 	defer db.Close()
-	raw, err := pgx.Connect(ctx, dsn.String())
+	raw, err := pgx.Connect(ctx, dsn)
 	if err != nil {
 		return IngestRatio{}, fmt.Errorf("connecting: %w", err)
 	}

@@ -264,30 +264,3 @@ func (g *Generation) shapes(ctx context.Context, trail audit.Reader) []shape {
 		}},
 	}
 }
-
-// onOwnDatabase runs work on a migrated database that it makes and drops again.
-func onOwnDatabase(ctx context.Context, adminDSN string, work func(dsn string) error) (err error) {
-	admin, err := pgx.Connect(ctx, adminDSN)
-	if err != nil {
-		return fmt.Errorf("connecting: %w", err)
-	}
-	defer admin.Close(context.WithoutCancel(ctx)) //nolint:errcheck // nothing is lost
-	name := "chartkeep_measured_" + hex.EncodeToString(random(4))
-	if _, err := admin.Exec(ctx, "CREATE DATABASE "+name); err != nil {
-		return bare("making a database", err)
-	}
-	defer func() {
-		if _, drop := admin.Exec(context.WithoutCancel(ctx), "DROP DATABASE "+name+" WITH (FORCE)"); err == nil && drop != nil {
-			err = bare("dropping the database", drop)
-		}
-	}()
-	dsn, err := url.Parse(adminDSN)
-	if err != nil {
-		return fmt.Errorf("parsing database URL: malformed")
-	}
-	dsn.Path = "/" + name
-	if err := Migrate(ctx, dsn.String(), ""); err != nil {
-		return err
-	}
-	return work(dsn.String())
-}
