@@ -93,7 +93,7 @@ func (s *storm) look(t *testing.T, d *instance, when string) audittest.Findings 
 	t.Helper()
 	db := d.open(t)
 	defer db.Close()
-	s.Evidence = evidence(db)
+	s.Evidence = db.Tree()
 	return holds(t, s.Invariants, when, audit.Process)
 }
 
@@ -343,10 +343,7 @@ func TestJournalDiskFull(t *testing.T) {
 	}
 	token := d.token(t, "dr-rivera")
 	path := "/fhir/R4/Patient/" + one.PatientOne
-	v := invariantsOf(t, dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	calm := shipped(t, v, "before")
 	ballast := filepath.Join(journal, "ballast")
 	f, err := os.Create(ballast)

@@ -25,10 +25,7 @@ func TestHostileSuperuser(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := d.token(t, "dr-rivera")
-	v := invariantsOf(t, d.dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	for n := range 40 {
 		id := fmt.Sprintf("hostile-%d", n)
 		if res := d.do(t, "GET", "/fhir/R4/Patient/"+one.PatientOne, token, "", "X-Request-Id: "+id); res.StatusCode != http.StatusOK {

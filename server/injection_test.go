@@ -35,10 +35,7 @@ func TestSystemCallsFail(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := d.token(t, "dr-rivera")
-	v := invariantsOf(t, d.dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	read := func(id string) int {
 		res := d.do(t, "GET", "/fhir/R4/Patient/"+one.PatientOne, token, "", "X-Request-Id: "+id)
 		if res.StatusCode == http.StatusOK {

@@ -20,7 +20,6 @@ import (
 	"github.com/chartkeep/chartkeep/audit/audittest"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/server/demo"
-	"github.com/chartkeep/chartkeep/server/postgres"
 )
 
 // form picks an experiment's size: short in CI, long where CHARTKEEP_LONG is set (task test:audit:long).
@@ -99,7 +98,7 @@ func openLaboratory(t *testing.T, level audit.Level, role string) *laboratory {
 		}
 	})
 	lab.Invariants = invariantsOf(t, dir)
-	lab.Evidence = evidence(lab.rooms.db)
+	lab.Evidence = lab.rooms.db.Tree()
 	return lab
 }
 
@@ -119,8 +118,15 @@ func invariantsOf(t testing.TB, dir string) *audittest.Invariants {
 	return v
 }
 
-// evidence of a database, as verification reads it.
-func evidence(db *postgres.DB) audit.Evidence { return db.Tree() }
+// invariants watches a demo: its folder, and the trail in its database.
+func (d *instance) invariants(t testing.TB) *audittest.Invariants {
+	t.Helper()
+	v := invariantsOf(t, d.dir)
+	db := d.open(t)
+	t.Cleanup(db.Close)
+	v.Evidence = db.Tree()
+	return v
+}
 
 // holds fails the test for each property that does not hold after a step.
 func holds(t *testing.T, v *audittest.Invariants, when string, survives audit.Level) audittest.Findings {

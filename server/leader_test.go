@@ -26,10 +26,7 @@ import (
 // growing, and a witness, a process of its own that sees every checkpoint, never has two trees before it.
 func TestLeaderPartitioned(t *testing.T) {
 	d := demoFresh(t, "--patients", "2")
-	v := invariantsOf(t, d.dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	admin, err := pgx.Connect(t.Context(), d.DatabaseURL)
 	if err != nil {
 		t.Fatal(err)

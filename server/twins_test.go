@@ -12,10 +12,7 @@ import (
 // Experiment 8: two servers on one journal folder. Each takes a stream of its own; when one dies, the other ships what it left.
 func TestTwoServersOneJournal(t *testing.T) {
 	d := demoFresh(t, "--patients", "2")
-	v := invariantsOf(t, d.dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	journal := filepath.Join(d.dir, demoJournal)
 	first := employ(t, d, v, journal, "first")
 	second := employ(t, d, v, journal, "second")
@@ -38,10 +35,7 @@ func TestTwoServersOneJournal(t *testing.T) {
 // the same stream, and then it wakes up. Exactly one of the two goes on in the stream; no acknowledged event of either is lost.
 func TestCloneAndZombie(t *testing.T) {
 	d := demoFresh(t, "--patients", "2")
-	v := invariantsOf(t, d.dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	journal := t.TempDir()
 	original := employ(t, d, v, journal, "original")
 	original.writes(t, 50)

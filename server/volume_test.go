@@ -52,10 +52,7 @@ func TestDatabaseDiskFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	clinician, backend := d.token(t, "dr-rivera"), d.token(t, "app-backend")
-	v := invariantsOf(t, dir)
-	db := d.open(t)
-	defer db.Close()
-	v.Evidence = evidence(db)
+	v := d.invariants(t)
 	ballast := filepath.Join(volume, "ballast")
 	f, err := os.Create(ballast)
 	if err != nil {
