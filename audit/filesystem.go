@@ -141,3 +141,47 @@ func (f osFile) Linked() (bool, error) {
 	}
 	return err == nil && os.SameFile(open, named), err
 }
+
+// overwrite writes a few bytes at the beginning of a file that exists, durably.
+func overwrite(fs FS, path string, b []byte) error {
+	f, err := fs.Open(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, 0)
+	if err == nil {
+		err = f.Datasync()
+	}
+	return errors.Join(err, f.Close())
+}
+
+func touch(fs FS, path string) error {
+	f, err := fs.Create(path)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func exists(fs FS, path string) (bool, error) {
+	f, err := fs.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, f.Close()
+}
+
+func fileSize(fs FS, path string) (int64, error) {
+	f, err := fs.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	size, err := f.Size()
+	return size, errors.Join(err, f.Close())
+}

@@ -55,19 +55,6 @@ func writePosition(fs FS, dir string, stream StreamID, p position) error {
 	return nil
 }
 
-// overwrite writes a few bytes at the beginning of a file that exists, durably.
-func overwrite(fs FS, path string, b []byte) error {
-	f, err := fs.Open(path)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(b, 0)
-	if err == nil {
-		err = f.Datasync()
-	}
-	return errors.Join(err, f.Close())
-}
-
 // savePosition writes down how far this process's stream is. A failure costs nothing but knowledge.
 func (l *Log) savePosition() {
 	l.position.Lock()
@@ -92,26 +79,4 @@ func end(fs FS, dir string) error {
 		return fmt.Errorf("marking stream as ended: %w", err)
 	}
 	return nil
-}
-
-func touch(fs FS, path string) error {
-	f, err := fs.Create(path)
-	if errors.Is(err, os.ErrExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func exists(fs FS, path string) (bool, error) {
-	f, err := fs.Open(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return true, f.Close()
 }

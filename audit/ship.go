@@ -524,15 +524,6 @@ func (c *courier) trimSegments(shipped uint64) error {
 	return c.l.fs.SyncDir(c.dir)
 }
 
-func fileSize(fs FS, path string) (int64, error) {
-	f, err := fs.Open(path)
-	if err != nil {
-		return 0, err
-	}
-	size, err := f.Size()
-	return size, errors.Join(err, f.Close())
-}
-
 // pause waits, and reports whether ctx is still alive.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
