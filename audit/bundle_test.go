@@ -177,6 +177,27 @@ func failure(ctx context.Context, fsys fs.FS, vkey string) error {
 }
 
 // TestBundleFlip changes bytes in every file of a whole bundle and of a part, one at a time.
+// The rendering is vouched for by the manifest's signature alone.
+func TestBundleRenderingWithoutSignature(t *testing.T) {
+	l := newLedger(t)
+	l.fill(t, 1, 20)
+	dir := filepath.Join(t.TempDir(), "export")
+	b := l.export(t, dir, ExportOptions{FHIR: func(dst []byte, _ *Stored) []byte { return append(dst, `{"resourceType":"AuditEvent"}`...) }})
+	wantClean(t, b.mustVerify(t, VerifyOptions{Keys: []string{l.vkey}}))
+	if err := os.Remove(filepath.Join(dir, fileSignature)); err != nil {
+		t.Fatal(err)
+	}
+	b, c, err := OpenBundlePath(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	r := b.mustVerify(t, VerifyOptions{Keys: []string{l.vkey}})
+	if len(r.Findings) != 1 || r.Findings[0].Kind != KindManifest || r.Findings[0].File != fileFHIR {
+		t.Errorf("findings %v, want one about %s", r.Findings, fileFHIR)
+	}
+}
+
 func TestBundleFlip(t *testing.T) {
 	l := newLedger(t)
 	l.fill(t, 3, 20, 30, 1, 250, 10)

@@ -38,6 +38,9 @@ func (b *Bundle) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 			}
 		}
 	}
+	if _, rendered := b.Manifest.file(fileFHIR); rendered && !v.report.Signed {
+		v.find(Finding{Kind: KindManifest, Index: -1, File: fileFHIR, Detail: "the file is the exporter's rendering, for which only a signed manifest vouches, and no key that is trusted signed this one"})
+	}
 	if err := v.files(ctx); err != nil {
 		return nil, fmt.Errorf("verifying bundle: %w", err)
 	}
