@@ -176,7 +176,6 @@ func failure(ctx context.Context, fsys fs.FS, vkey string) error {
 	return nil
 }
 
-// TestBundleFlip changes bytes in every file of a whole bundle and of a part, one at a time.
 // The rendering is vouched for by the manifest's signature alone.
 func TestBundleRenderingWithoutSignature(t *testing.T) {
 	l := newLedger(t)
@@ -198,6 +197,7 @@ func TestBundleRenderingWithoutSignature(t *testing.T) {
 	}
 }
 
+// TestBundleFlip changes bytes in every file of a whole bundle and of a part, one at a time.
 func TestBundleFlip(t *testing.T) {
 	l := newLedger(t)
 	l.fill(t, 3, 20, 30, 1, 250, 10)
