@@ -56,7 +56,8 @@ var (
 		},
 		map[audit.Field]string{
 			audit.FieldRole: "roles", audit.FieldClass: "classes", audit.FieldEntity: "entities",
-			audit.FieldEntityType: "ARRAY(SELECT split_part(n, '/', 1) FROM unnest(entities) n)",
+			// A subquery a row is dear, and most rows have one entity.
+			audit.FieldEntityType: "CASE cardinality(entities) WHEN 1 THEN ARRAY[split_part(entities[1], '/', 1)] ELSE ARRAY(SELECT split_part(n, '/', 1) FROM unnest(entities) n) END",
 		},
 	}
 	totals = &relation{
@@ -313,7 +314,8 @@ func (r *trailReader) facets(ctx context.Context, p *part, fields []audit.Field,
 		name := "f" + strconv.Itoa(i)
 		if list := p.of.lists[f]; list != "" {
 			columns = append(columns, list+" AS "+name)
-			counted = append(counted, fmt.Sprintf(`SELECT %d, v, sum(events)::bigint FROM cells, LATERAL (SELECT DISTINCT v FROM unnest(%s) v) l GROUP BY 2`, i, name))
+			counted = append(counted, fmt.Sprintf(`SELECT %d, v, sum(events)::bigint FROM (SELECT %s AS items, sum(events) AS events FROM cells GROUP BY 1) lists,
+				LATERAL (SELECT DISTINCT v FROM unnest(items) v) l GROUP BY 2`, i, name))
 			continue
 		}
 		columns = append(columns, p.of.columns[f]+" AS "+name)
