@@ -129,8 +129,8 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 	p["idle_in_transaction_session_timeout"] = p["statement_timeout"]
 	p["tcp_keepalives_idle"], p["tcp_keepalives_interval"], p["tcp_keepalives_count"] = "10", "5", "3"
 	if role == "chartkeep_audit_reader" {
-		// A page is there before workers have started.
-		p["max_parallel_workers_per_gather"] = "0"
+		// A page is there before workers have started, or a plan is compiled.
+		p["max_parallel_workers_per_gather"], p["jit"] = "0", "off"
 	}
 	if role == "chartkeep_records" {
 		// Every statement of this pool goes by an index. A plan that was made and kept while a table was still small would scan it
