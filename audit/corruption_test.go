@@ -210,6 +210,12 @@ func TestCorruption(t *testing.T) {
 		cases = 10_000
 	}
 	c := newCorpse(t)
+	second := c.segments()[1]
+	whole := c.files[second]
+	header := bytes.LastIndex(whole, []byte("CKGRP")) // of a group that is cut off right behind it
+	for cut := header; cut <= header+168; cut += 8 {
+		c.revive(t, fmt.Sprintf("cut at %d in %s", cut, second), second, whole[:cut], c.untouched(second, whole[:cut]))
+	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	for worker := range 4 {

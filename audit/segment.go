@@ -124,7 +124,9 @@ func readGroup(f io.ReaderAt, off, size int64, stream StreamID) (g frame, err er
 		return g, fmt.Errorf("group of another stream: %w", errFrame)
 	}
 	payload := make([]byte, min(int64(g.head.length), size-off-groupHeadLen))
-	if _, err = f.ReadAt(payload, off+groupHeadLen); err != nil {
+	if _, err = f.ReadAt(payload, off+groupHeadLen); errors.Is(err, io.EOF) { // io.EOF is for where no group begins
+		return g, fmt.Errorf("group %d is cut off: %w", g.head.first, errFrame)
+	} else if err != nil {
 		return g, err
 	}
 	chain := g.head.prev
