@@ -174,6 +174,8 @@ func TestHostileSuperuser(t *testing.T) {
 	}{
 		{name: "edit a body", do: sql(`UPDATE audit_event SET body = set_byte(body, 30, get_byte(body, 30) # 1)` + where), want: place{audit.KindBody, true, seq, ""}},
 		{name: "edit a column", do: sql(`UPDATE audit_event SET agent_user = 'nurse-okafor'` + where), want: place{audit.KindColumn, true, seq, "agent_user"}},
+		{name: "edit the classes of a row that is made old", do: sql(`UPDATE audit_event SET classes = '{name}', ingested_at = '2000-01-01'` + where),
+			want: place{audit.KindColumn, true, seq, "classes"}},
 		{name: "edit a leaf", do: sql(`UPDATE audit_event SET leaf = sha256('x')` + where), want: place{audit.KindLeaf, true, seq, "leaf"}},
 		{name: "delete a row", do: sql(`DELETE FROM audit_event` + where), want: place{audit.KindMissing, true, seq, ""}},
 		{name: "delete the tail", do: sql(

@@ -9,7 +9,6 @@ import (
 	"math"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,10 +21,7 @@ import (
 
 // Tree is the log's Merkle tree beside its rows: what the sequencer writes, and all that verification reads. It reads as the
 // trail's reader and writes as the sequencer's role. Safe for concurrent use.
-type Tree struct {
-	db      *DB
-	classes atomic.Pointer[time.Time] // see classesSince
-}
+type Tree struct{ db *DB }
 
 var (
 	_ audit.TreeStorage = (*Tree)(nil)
@@ -34,19 +30,6 @@ var (
 
 // Tree of this database.
 func (d *DB) Tree() *Tree { return &Tree{db: d} }
-
-// classesSince is since when audit_event has the column classes. It is asked for until there was an answer.
-func (t *Tree) classesSince(ctx context.Context) (time.Time, error) {
-	if at := t.classes.Load(); at != nil {
-		return *at, nil
-	}
-	var at time.Time
-	if err := t.db.records.QueryRow(ctx, `SELECT applied_at FROM migration WHERE name = '0006_rollup.sql'`).Scan(&at); err != nil {
-		return at, bare("reading migrations", err)
-	}
-	t.classes.Store(&at)
-	return at, nil
-}
 
 const (
 	stateFenced = "CKA30"
@@ -211,14 +194,10 @@ func yearKnown(t time.Time) bool { return t.Year() > -4700 && t.Year() < 290_000
 // Rows implements audit.Evidence. Every column is compared with what ingest would write for the row's bytes, in
 // PostgreSQL's binary form.
 func (t *Tree) Rows(ctx context.Context, s audit.Span) ([]audit.Row, error) {
-	classes, err := t.classesSince(ctx)
-	if err != nil {
-		return nil, err
-	}
 	low, high := partRange(&s)
 	last := int64(s.First) + int64(s.Count) - 1
-	rows, err := t.db.reader.Query(ctx, `SELECT `+strings.Join(trailColumns, ", ")+`, ingested_at < $6 FROM audit_trail
-		WHERE stream = $1 AND seq BETWEEN $2 AND $3 AND part_ts BETWEEN $4 AND $5 ORDER BY seq`, pgx.QueryResultFormats{pgx.BinaryFormatCode}, [16]byte(s.Stream), int64(s.First), last, low, high, classes)
+	rows, err := t.db.reader.Query(ctx, `SELECT `+strings.Join(trailColumns, ", ")+` FROM audit_trail
+		WHERE stream = $1 AND seq BETWEEN $2 AND $3 AND part_ts BETWEEN $4 AND $5 ORDER BY seq`, pgx.QueryResultFormats{pgx.BinaryFormatCode}, [16]byte(s.Stream), int64(s.First), last, low, high)
 	if err != nil {
 		return nil, bare("reading rows", err)
 	}
@@ -268,12 +247,11 @@ func (t *Tree) Rows(ctx context.Context, s audit.Span) ([]audit.Row, error) {
 	return list, nil
 }
 
-// storedRow makes a row of the bytes of trailColumns, which it does not keep. After them comes whether the row is older than the
-// column classes, and has none.
+// storedRow makes a row of the bytes of trailColumns, which it does not keep.
 func storedRow(stream audit.StreamID, raw [][]byte, want *copyData) (audit.Row, error) {
 	var r audit.Row
 	const part, seq, salt, leaf, body = 0, 2, 27, 28, 29
-	if len(raw) != len(trailColumns)+1 || len(raw[part]) != 8 || len(raw[seq]) != 8 {
+	if len(raw) != len(trailColumns) || len(raw[part]) != 8 || len(raw[seq]) != 8 {
 		return r, errors.New("reading rows: PostgreSQL sends other columns")
 	}
 	const since2000 = 946_684_800_000_000
@@ -296,8 +274,7 @@ func storedRow(stream audit.StreamID, raw [][]byte, want *copyData) (audit.Row, 
 		if n >= 0 {
 			expected, rest = rest[:n], rest[n:]
 		}
-		old := name == "classes" && len(raw[len(trailColumns)]) == 1 && raw[len(trailColumns)][0] == 1
-		if !old && ((n < 0) != (raw[i] == nil) || !bytes.Equal(expected, raw[i])) {
+		if (n < 0) != (raw[i] == nil) || !bytes.Equal(expected, raw[i]) {
 			r.Altered = append(r.Altered, name)
 		}
 	}
