@@ -475,6 +475,7 @@ func TestFacetsHistogramLatency(t *testing.T) {
 			Cells []struct{ From, To, Requests int }
 		}
 	}
+	d.want(d.do("GET", "/v1/latency", d.as("security"), ""), http.StatusOK)
 	a = d.get("officer", "/v1/latency?by=role&part=database&step=5m&role=nurse", &latency)
 	if latency.Step%300 != 0 || len(latency.Series) == 0 || latency.Series[0].Part != "total" || latency.Series[0].Role != "nurse" || latency.Series[0].P99 < 2800 || latency.Series[0].P99 > 3200 ||
 		len(latency.Heatmap) != 1 || latency.Heatmap[0].Cells[0].Requests != 1 {
