@@ -77,6 +77,7 @@ const maxFindings = 1000
 type Report struct {
 	Checkpoint  Checkpoint    `json:"checkpoint"`   // newest of the log; Size 0: there is none yet
 	Trust       Trust         `json:"trust"`        // on what its authenticity rests
+	Bundle      bool          `json:"bundle"`       // of a bundle, not of the trail itself
 	Partial     bool          `json:"partial"`      // a bundle that holds a selection: each row is in the tree, but nobody can tell from it whether one was left out
 	From        int64         `json:"from"`         // leaves below were taken over from an earlier verification
 	Rows        int64         `json:"rows"`         // rows whose bytes were hashed
@@ -176,6 +177,9 @@ func (r *Report) Write(w io.Writer, shown int) error {
 			}
 		}
 		fmt.Fprintln(b, ".")
+	}
+	if r.Bundle && !r.Partial && !r.Signed {
+		fmt.Fprintln(b, "WARNING: no key of the log that is trusted signed the manifest: the rows are the log's, but who exported them, when, and up to where is only said.")
 	}
 	if r.Anchors > 0 {
 		fmt.Fprintf(b, "It continues %d checkpoints known from elsewhere.\n", r.Anchors)

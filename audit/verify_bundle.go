@@ -17,7 +17,7 @@ import (
 
 // Verify verifies the bundle: its files against its manifest, and what they hold as the function Verify does for a whole
 // trail. Of a part it verifies that each row is in the tree that the checkpoint signs; that no row was left out is the
-// exporter's word, given by the signature on the manifest (Report.Signed). A file that cannot be read to its end is a finding,
+// exporter's word, given by the signature on the manifest (Report.Signed): with keys of the caller's, a part without it is a finding. A file that cannot be read to its end is a finding,
 // too. Checkpoints from outside that are newer than the bundle are counted in Report.Ahead: it cannot be held against them.
 // Options that a bundle has no use for (From, Sample) are refused.
 func (b *Bundle) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
@@ -29,7 +29,7 @@ func (b *Bundle) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 		return nil, fmt.Errorf("verifying bundle: %w", err)
 	}
 	v.bundle = b
-	v.report.Partial, v.report.Filter = b.Manifest.Partial, b.Manifest.Filter
+	v.report.Bundle, v.report.Partial, v.report.Filter = true, b.Manifest.Partial, b.Manifest.Filter
 	if b.signature != nil {
 		if v.report.Signed, err = b.Signed(v.trusted); err != nil {
 			// A retired key's signature tells nothing, but is none that was forged.
@@ -40,6 +40,10 @@ func (b *Bundle) Verify(ctx context.Context, o VerifyOptions) (*Report, error) {
 	}
 	if _, rendered := b.Manifest.file(fileFHIR); rendered && !v.report.Signed {
 		v.find(Finding{Kind: KindManifest, Index: -1, File: fileFHIR, Detail: "the file is the exporter's rendering, for which only a signed manifest vouches, and no key that is trusted signed this one"})
+	}
+	// Whoever brings a key wants to know. Without one the report says that it rests on nothing from outside, and warns.
+	if b.Manifest.Partial && !v.report.Signed && v.report.Trust == TrustKeys {
+		v.find(Finding{Kind: KindManifest, Index: -1, File: fileSignature, Detail: "no key that is trusted signed the manifest of this selection: rows may have been left out"})
 	}
 	if err := v.files(ctx); err != nil {
 		return nil, fmt.Errorf("verifying bundle: %w", err)

@@ -30,7 +30,8 @@ type auditExportVerb struct {
 // Help is shown by --help.
 func (*auditExportVerb) Help() string {
 	return `Writes what is in the log's tree, with all that an outsider needs to verify it: chartkeep audit verify --key KEY PATH. An export is an event of the
-trail, durable in the database before the first byte is written. Days are UTC.
+trail, durable in the database before the first byte is written. Days are UTC. The log's signing key signs the manifest. Without it the rows are proven
+all the same, but not that none was left out: an export of a part that was made without it does not pass chartkeep audit verify --key.
 Example: chartkeep audit export --data .chartkeep --out trail.zip
 Example: chartkeep audit export --patient 9927a129-abed-4903-96d0-078c4a605356 --from 2026-01-01 --to 2026-12-31 --fhir --out patient.zip`
 }
