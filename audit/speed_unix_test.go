@@ -70,7 +70,7 @@ func TestVerifySpeed(t *testing.T) {
 	if large > 2*small+8<<20 {
 		t.Errorf("memory grew from %d to %d bytes", small, large)
 	}
-	if rate < 75_000 {
+	if rate < 75_000 && !RaceDetector {
 		t.Errorf("%.0f events a second; 150,000 are promised, and measured while nothing else runs", rate)
 	}
 }

@@ -72,7 +72,7 @@ func TestAuditFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.do(t, "GET", d.FHIR+"/Patient/"+one.PatientOne, d.token(t, "dr-rivera"), "")
-	events := d.events(t, d.token(t, "officer-diaz"), "patient="+one.PatientOne+"&interaction=read&limit=1", 1)
+	events := d.events(t, d.token(t, "officer-diaz"), "patient="+one.PatientOne+"&agent=dr-rivera&interaction=read&limit=1", 1)
 	dir := t.TempDir()
 	state := filepath.Join(dir, "state.json")
 	first := d.verified(t, "--state", state)
