@@ -98,6 +98,9 @@ func (c *call) recordTrailSearch(t *trailSearch) error {
 // union looks for each alternative and merges what is found into one page.
 func (c *call) union(t *trailSearch, after audit.Position) (audit.Found, error) {
 	var page audit.Found
+	if t.count == 0 { // asks for the total only, which is left out: nobody counts the trail for a search
+		return page, nil
+	}
 	direction := -1
 	if t.forward {
 		direction = 1

@@ -151,10 +151,13 @@ func TestAuditEventSearch(t *testing.T) {
 	if b := d.auditEvents("?favourite=x&altid=y"); b.warnings != 1 {
 		t.Errorf("%d outcomes", b.warnings)
 	}
+	if b := d.auditEvents("?patient=p1&_count=0"); len(b.Entry) != 0 || b.next() != "" {
+		t.Errorf("a count was asked for, and %d entries came", len(b.Entry))
+	}
 	d.want(d.do("GET", "/fhir/R4/AuditEvent?favourite=x", d.as("officer"), "", "Prefer", "handling=strict"), 400)
 	for _, query := range []string{
 		"?patient=../x", "?entity=p1", "?entity=Nonsense/p1", "?outcome=x", "?outcome=5", "?action=Q", "?date=yesterday", "?date=ap2020", "?date=2020,2021",
-		"?_count=0", "?_count=x", "?patient:exact=p1", "?agent=Practitioner/rivera", "?entity-type=x", "?_page=x", "?outcome:missing=maybe",
+		"?_count=-1", "?_count=x", "?patient:exact=p1", "?agent=Practitioner/rivera", "?entity-type=x", "?_page=x", "?outcome:missing=maybe",
 		"?patient=" + strings.Repeat("x", 2000), "?agent=a%00b", "?action=" + strings.Repeat("R,", 200) + "R",
 		"?action=E&action=E&action=E&action=E", "?access_token=x",
 	} {

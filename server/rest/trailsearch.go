@@ -124,8 +124,8 @@ func (t *trailSearch) shape(p phi.Param) (understood bool, err error) {
 	case pageParam:
 		t.page = p.Value
 	case "_count":
-		if t.count, err = strconv.Atoi(p.Value); err != nil || t.count < 1 {
-			return false, invalid("_count is a number from 1 on")
+		if t.count, err = strconv.Atoi(p.Value); err != nil || t.count < 0 {
+			return false, invalid("_count is a number from 0 on")
 		}
 		t.count = min(t.count, audit.MaxPage)
 	case "_sort":
