@@ -113,14 +113,12 @@ func demoFresh(t *testing.T, args ...string) *instance {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	d, err := launch(dir, args...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		d.interrupt()
-		os.RemoveAll(dir)
-	})
+	t.Cleanup(func() { d.interrupt() })
 	return d
 }
 
