@@ -4,6 +4,7 @@ import (
 	crand "crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"time"
 )
@@ -117,6 +118,12 @@ func (l *Log) write(held ...*submission) {
 	err := l.room(g)
 	if errors.Is(err, errNoReserve) {
 		l.withdraw(g, err)
+		return
+	}
+	if errors.Is(err, os.ErrNotExist) && l.unlinked() {
+		// The folder is gone. What stands in the segment is lost once it is closed: it goes to a new one first.
+		l.withdraw(g, err)
+		l.watchName()
 		return
 	}
 	if err == nil {

@@ -3,6 +3,8 @@ package audit
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 )
@@ -69,9 +71,19 @@ func (l *Log) repair(unwritten *group) {
 		all = append(groups[:len(groups):len(groups)], unwritten)
 	}
 	err := l.replace(all)
+	rehoused := false
+	if errors.Is(err, os.ErrNotExist) {
+		var failed error
+		if rehoused, failed = l.rehouse(); failed == nil {
+			err = l.replace(all)
+		}
+	}
 	if err == nil {
 		c.reserved, c.failing = false, time.Time{}
 		l.healed()
+		if rehoused {
+			l.note(l.alert("the stream's folder was removed while it was in use; records that were durable in it may be lost"))
+		}
 		return
 	}
 	began := l.fall(err)
@@ -307,10 +319,14 @@ func (l *Log) watchName() {
 	if l.stuck() {
 		return
 	}
-	if linked, err := c.current.f.Linked(); err != nil || linked {
-		return // what an error means the next write will tell
+	if !l.unlinked() {
+		return
 	}
-	err := l.rewrite()
+	rehoused, err := l.rehouse()
+	if err != nil {
+		l.logger.Error("folder of the audit stream was not made again", "error", err)
+	}
+	err = l.rewrite()
 	if errors.Is(err, errBusy) {
 		return // the next look
 	}
@@ -322,12 +338,49 @@ func (l *Log) watchName() {
 		l.repair(nil)
 	}
 	desc := fmt.Sprintf("segment %d of the journal was removed or replaced while it was in use", c.removed)
+	if rehoused {
+		desc += ", and so was the stream's folder"
+	}
 	if err != nil {
 		desc += "; records that were durable in it may be lost: " + reason(err)
 	} else {
 		desc += "; its records were written again"
 	}
 	l.note(l.alert(desc))
+}
+
+// unlinked reports whether the current segment has lost its name. What an error means the next write will tell.
+func (l *Log) unlinked() bool {
+	linked, err := l.committer.current.f.Linked()
+	return err == nil && !linked
+}
+
+// rehouse makes the folder of the stream again, and locks it, when it was removed while in use. What was in it is gone, but for
+// what the committer holds: when Storage lacks more than that, it does not continue the stream, see renew.
+func (l *Log) rehouse() (removed bool, err error) {
+	old := l.home.Load()
+	path := filepath.Join(old.dir, lockName)
+	there, err := exists(l.fs, path)
+	if there || err != nil {
+		return false, err
+	}
+	if err := l.fs.MkdirAll(old.dir); err != nil {
+		return true, err
+	}
+	for _, parent := range []string{filepath.Dir(l.cfg.Dir), l.cfg.Dir} {
+		if err := l.fs.SyncDir(parent); err != nil {
+			return true, err
+		}
+	}
+	lock, err := l.fs.Lock(path)
+	if err != nil {
+		return true, err
+	}
+	l.position.Lock()
+	l.home.Store(&home{old.dir, old.stream, lock})
+	l.position.Unlock()
+	l.journal.stocked = false
+	return true, old.lock.Close()
 }
 
 // errBusy says that groups of an older segment wait for the syncer.

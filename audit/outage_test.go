@@ -334,3 +334,61 @@ func TestKeep(t *testing.T) {
 		fill(t, audit.Config{}, 12_000)
 	})
 }
+
+// A journal whose folder is removed under load heals by itself: the stream's folder is made again, and what was not yet in Storage
+// is written there or in the next stream, once.
+func TestFolderRemoved(t *testing.T) {
+	for _, name := range []string{"idle", "under load", "the database is away"} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "journal")
+			var storage audittest.Storage
+			l := open(t, audit.Config{Dir: dir, Storage: &storage, SegmentBytes: 1 << 16})
+			if name != "the database is away" {
+				ship(t, l)
+			}
+			granted := map[string]bool{}
+			for i := range 3 {
+				id := fmt.Sprint("p", i)
+				if _, err := l.Record(t.Context(), audit.Power, read(id)); err != nil {
+					t.Fatal(err)
+				}
+				granted[id] = true
+			}
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			for i := 0; name == "under load" && i < 2000; i++ {
+				id := fmt.Sprint("q", i)
+				if _, err := l.Record(t.Context(), audit.Process, read(id)); err == nil {
+					granted[id] = true
+				}
+			}
+			eventually(t, "the folder is made again", func() bool {
+				segments, err := filepath.Glob(filepath.Join(dir, l.Stream().String(), "*.journal"))
+				return err == nil && len(segments) > 0
+			})
+			eventually(t, "the log heals", func() bool { return l.Healthy() == nil })
+			if _, err := (audit.OS{}).Lock(filepath.Join(dir, l.Stream().String(), "stream")); !errors.Is(err, audit.ErrLocked) {
+				t.Errorf("locking the stream: %v", err)
+			}
+			if _, err := l.Record(t.Context(), audit.Power, read("later")); err != nil {
+				t.Fatal(err)
+			}
+			granted["later"] = true
+			if name == "the database is away" {
+				ship(t, l)
+			}
+			drain(t, l)
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			contiguous(t, storage.Rows())
+			seen := patients(storage.Rows())
+			for id := range granted {
+				if seen[id] != 1 {
+					t.Errorf("%s is stored %d times", id, seen[id])
+				}
+			}
+		})
+	}
+}

@@ -12,6 +12,7 @@ type renewal struct{ done chan error }
 // old one becomes an orphan: what can still be shipped of it is shipped, and the rest is recorded again here. Nothing of it
 // is lost, and no number is given twice.
 func (l *Log) renew() error {
+	l.watchName() // what lost its name is to be found where the old stream is
 	if down := l.down.Load(); down != nil {
 		return *down
 	}

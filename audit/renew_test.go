@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,6 +99,40 @@ func TestTwins(t *testing.T) {
 	}
 	if seen := patients(storage.Rows()); seen["b3"] != 1 {
 		t.Errorf("after another start b3 is stored %d times", seen["b3"])
+	}
+}
+
+// The folder of a stream that the database does not continue is removed before its records are recorded again: the log says so and
+// is well.
+func TestRefusedFolderRemoved(t *testing.T) {
+	var storage audittest.Storage
+	one, two := t.TempDir(), t.TempDir()
+	if err := open(t, audit.Config{Dir: one}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(two, os.DirFS(one)); err != nil {
+		t.Fatal(err)
+	}
+	a, b := open(t, audit.Config{Dir: one, Storage: &storage}), open(t, audit.Config{Dir: two, Storage: &storage})
+	stream := a.Stream()
+	if _, err := a.Record(t.Context(), audit.Power, read("a")); err != nil {
+		t.Fatal(err)
+	}
+	ship(t, a)
+	drain(t, a)
+	ship(t, b)
+	eventually(t, "the twin has a new stream", func() bool { return b.Stream() != stream })
+	if err := os.RemoveAll(filepath.Join(two, stream.String())); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the log is well", func() bool { return b.Healthy() == nil })
+	if descs := told(t, audit.OS{}, two, b.Stream()); !slices.ContainsFunc(descs, func(s string) bool { return strings.Contains(s, "its folder was removed") }) {
+		t.Errorf("alerts %q", descs)
+	}
+	for _, l := range []*audit.Log{a, b} {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -266,9 +267,13 @@ func (l *Log) drain(ctx context.Context, hopeless func() bool) error {
 func (l *Log) shipOrphans(ctx context.Context) {
 	done := map[StreamID]bool{}
 	for {
+		refused, own := l.shipping.refused.Load(), l.Stream()
 		streams, err := listStreams(l.fs, l.cfg.Dir)
 		if err != nil {
 			l.logger.Error("audit streams cannot be listed", "error", err)
+		}
+		if err == nil && refused != nil && refused.stream != own && !slices.Contains(streams, refused.stream) {
+			l.lose(refused)
 		}
 		for _, stream := range streams {
 			if stream == l.Stream() || ctx.Err() != nil {
@@ -298,6 +303,15 @@ func (l *Log) shipOrphans(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// lose records that the folder of a refused stream is gone: nothing is left to be recorded again.
+func (l *Log) lose(r *refusal) {
+	if _, err := l.tell(Process, l.alert(fmt.Sprintf("stream %s: its folder was removed; records that the database does not have are lost", r.stream))); err != nil {
+		l.logger.Error("audit alert was not recorded", "error", err)
+		return // the next look
+	}
+	l.shipping.refused.CompareAndSwap(r, nil)
 }
 
 func (l *Log) shipOrphan(ctx context.Context, stream StreamID) error {
