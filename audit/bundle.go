@@ -182,7 +182,7 @@ func (b *Bundle) Signed(known note.Verifiers) (bool, error) {
 	if b.signature == nil {
 		return false, nil
 	}
-	n, err := note.Open(bytes.Join([][]byte{b.text, b.signature}, []byte("\n")), known)
+	n, err := openNote(bytes.Join([][]byte{b.text, b.signature}, []byte("\n")), known)
 	if err != nil {
 		return false, fmt.Errorf("opening manifest: %w", err)
 	}

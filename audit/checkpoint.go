@@ -66,7 +66,7 @@ func ParseCheckpoint(text string) (Checkpoint, error) {
 // over (https://c2sp.org/signed-note). The note's Sigs are those that were verified, witnesses' cosignatures among them
 // where known has them. Errors wrap ErrCheckpoint.
 func OpenCheckpoint(msg []byte, known note.Verifiers) (Checkpoint, *note.Note, error) {
-	n, err := note.Open(msg, known)
+	n, err := openNote(msg, known)
 	if err != nil {
 		return Checkpoint{}, nil, fmt.Errorf("opening checkpoint: %w: %w", err, ErrCheckpoint)
 	}
@@ -78,6 +78,20 @@ func OpenCheckpoint(msg []byte, known note.Verifiers) (Checkpoint, *note.Note, e
 		return Checkpoint{}, nil, fmt.Errorf("opening checkpoint: no key of the log signed it: %w", ErrCheckpoint)
 	}
 	return c, n, nil
+}
+
+// openNote is note.Open for notes of which every signature that counts has one spelling: note reads base64 loosely.
+func openNote(msg []byte, known note.Verifiers) (*note.Note, error) {
+	n, err := note.Open(msg, known)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range n.Sigs {
+		if _, err := strictBase64.DecodeString(s.Base64); err != nil {
+			return nil, fmt.Errorf("signature of %s: %w", s.Name, err)
+		}
+	}
+	return n, nil
 }
 
 // signedBy reports whether a key of the log itself is among those that signed.

@@ -273,7 +273,7 @@ func (c *cosigning) submit(ctx context.Context, head Checkpoint, msg []byte) (st
 func (c *cosigning) keep(ctx context.Context, head Checkpoint, answer []byte) error {
 	kept := false
 	for line := range bytes.Lines(answer) {
-		n, err := note.Open(slices.Concat([]byte(head.Text()+"\n"), line), note.VerifierList(c.verifier))
+		n, err := openNote(slices.Concat([]byte(head.Text()+"\n"), line), note.VerifierList(c.verifier))
 		if err != nil {
 			continue // a signature of a key that we do not know, or a wrong one
 		}

@@ -77,7 +77,7 @@ func OpenPruning(msg []byte, known note.Verifiers) (*Pruning, error) {
 	if len(msg) > maxPruning {
 		return nil, fmt.Errorf("opening pruning record: %d bytes: %w", len(msg), ErrPruning)
 	}
-	n, err := note.Open(msg, known)
+	n, err := openNote(msg, known)
 	if err != nil {
 		return nil, fmt.Errorf("opening pruning record: %w: %w", err, ErrPruning)
 	}

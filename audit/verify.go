@@ -565,7 +565,7 @@ func (v *verification) open(msg []byte, c Checkpoint) bool {
 		v.findf(KindSignature, c.Size, "the checkpoint of size %d is not signed by a key of the log", c.Size)
 		return false
 	}
-	n, err := note.Open(msg, v.witness)
+	n, err := openNote(msg, v.witness)
 	var unverified *note.UnverifiedNoteError
 	if errors.As(err, &unverified) {
 		return true
