@@ -145,7 +145,7 @@ func OpenBundle(fsys fs.FS) (*Bundle, error) {
 		return nil, fmt.Errorf("opening bundle: %s: not spelled as a manifest is: %w", fileManifest, ErrBundle)
 	}
 	if b.Manifest.Format != bundleFormat {
-		return nil, fmt.Errorf("opening bundle: format %q, this program reads %q: %w", b.Manifest.Format, bundleFormat, ErrBundle)
+		return nil, fmt.Errorf("opening bundle: %s: format %q, this program reads %q: %w", fileManifest, b.Manifest.Format, bundleFormat, ErrBundle)
 	}
 	b.signature, err = b.small(fileSignature, maxCheckpoint)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
