@@ -312,7 +312,7 @@ func stored(err error) *Error {
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return notFound()
-	case errors.Is(err, ErrVersion), errors.Is(err, ErrGuard):
+	case errors.Is(err, ErrVersion), errors.Is(err, ErrGuard), errors.Is(err, ErrKey):
 		return changed().because(err)
 	}
 	return unavailable(err)

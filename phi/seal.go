@@ -34,10 +34,10 @@ const (
 	sealSize     = manifestSize + cellOverhead
 )
 
-// sealRow seals plain into s.Cells, and s.Cells, the tokens and the identity of s into s.Seal. Ref, Row, Version,
-// Updated, Method, Patients, Subject, KeyID and Digest of s must be set, and stay as they are. A class whose plain is
-// nil is stored as NULL; a tombstone has none. aead must be a cipher with random nonces (keyset.Keys.AEAD).
-func sealRow(aead cipher.AEAD, s *Sealed, plain *[NumClasses][]byte, tokens []Token) error {
+// sealRow seals plain into s.Cells, and s.Cells, the digest of the tokens (tokensDigest) and the identity of s into s.Seal.
+// Ref, Row, Version, Updated, Method, Patients, Subject, KeyID and Digest of s must be set, and stay as they are. A class
+// whose plain is nil is stored as NULL; a tombstone has none. aead must be a cipher with random nonces (keyset.Keys.AEAD).
+func sealRow(aead cipher.AEAD, s *Sealed, plain *[NumClasses][]byte, tokens []byte) error {
 	if aead.NonceSize() != 0 {
 		return errors.New("sealing row: cipher does not choose its own nonces")
 	}
@@ -60,7 +60,7 @@ func sealRow(aead cipher.AEAD, s *Sealed, plain *[NumClasses][]byte, tokens []To
 
 	manifest := make([]byte, manifestSize)
 	manifest[0] = sealFormat
-	copy(manifest[2:manifestTags], tokensDigest(tokens))
+	copy(manifest[2:manifestTags], tokens)
 	s.Cells = [NumClasses][]byte{}
 	for c, content := range plain {
 		if content == nil {

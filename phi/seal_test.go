@@ -64,7 +64,7 @@ func contents() [NumClasses][]byte {
 func sealed(t testing.TB, aead cipher.AEAD) Sealed {
 	t.Helper()
 	s, plain := identity(), contents()
-	if err := sealRow(aead, &s, &plain, []Token{{Kind: TokenEmail}}); err != nil {
+	if err := sealRow(aead, &s, &plain, tokensDigest([]Token{{Kind: TokenEmail}})); err != nil {
 		t.Fatal(err)
 	}
 	return s

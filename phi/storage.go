@@ -102,6 +102,7 @@ var (
 	ErrNotFound = errors.New("phi: no such row")
 	ErrVersion  = errors.New("phi: row has another version")
 	ErrGuard    = errors.New("phi: a matching record exists")
+	ErrKey      = errors.New("phi: data key is there no more")
 )
 
 // Storage keeps sealed rows. It sees ciphertext, tokens and pseudonyms only, so that every rule above it runs unchanged
@@ -118,10 +119,11 @@ type Storage interface {
 	Search(ctx context.Context, sel Selection, classes ClassSet) ([]*Sealed, error)
 	// FetchMany returns the current versions of those that exist, in any order, tombstones too.
 	FetchMany(ctx context.Context, refs []Ref, classes ClassSet) ([]*Sealed, error)
-	// Key returns the newest data key of a subject's segment, ErrNotFound when there is none.
+	// Key returns the data key that seals what is new in a subject's segment, ErrNotFound when there is none.
 	Key(ctx context.Context, subject UUID, segment uint16) (WrappedKey, error)
 	// Commit stores all writes in one transaction or none: ErrVersion (wrapped, with the ref in a *ConflictError) or
-	// ErrGuard when a condition does not hold. The superseded version stays readable by FetchVersion.
+	// ErrGuard when a condition does not hold, ErrKey when a data key that sealed a write was rotated away or erased
+	// meanwhile: sealed anew, it may pass. The superseded version stays readable by FetchVersion.
 	Commit(ctx context.Context, writes []Write, guards []Guard) error
 
 	// EnsureKey stores candidate as the data key of its subject and segment when there is none, and returns the one that is
@@ -140,7 +142,7 @@ type Storage interface {
 // ConflictError names the record whose condition failed.
 type ConflictError struct {
 	Ref Ref
-	Err error // ErrVersion or ErrGuard
+	Err error // ErrVersion, ErrGuard or ErrKey
 }
 
 func (e *ConflictError) Error() string { return e.Ref.String() + ": " + e.Err.Error() }

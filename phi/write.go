@@ -538,7 +538,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 	writes := make([]Write, len(active))
 	since := a.clock()
 	for i, c := range active {
-		if err := sealRow(c.aead, &c.write.Sealed, &c.plain, c.write.Tokens); err != nil {
+		if err := sealRow(c.aead, &c.write.Sealed, &c.plain, tokensDigest(c.write.Tokens)); err != nil {
 			return unavailable(err)
 		}
 		writes[i] = c.write

@@ -283,6 +283,20 @@ func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Gua
 			}
 		}
 	}
+	fresh := map[keyName][]phi.WrappedKey{}
+	for _, w := range writes {
+		for _, k := range w.NewKeys {
+			name := keyName{k.Subject, k.Segment}
+			fresh[name] = append(fresh[name], k)
+		}
+	}
+	for i := range writes {
+		w, name := &writes[i], keyName{writes[i].Subject, writes[i].Segment}
+		mine := func(k phi.WrappedKey) bool { return k.KeyID == w.KeyID }
+		if !slices.ContainsFunc(s.keys[name], mine) && !slices.ContainsFunc(fresh[name], mine) {
+			return &phi.ConflictError{Ref: w.Ref, Err: phi.ErrKey}
+		}
+	}
 	for i := range writes {
 		version := int64(0)
 		if w := s.current(writes[i].Ref); w != nil {
@@ -292,13 +306,12 @@ func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Gua
 			return &phi.ConflictError{Ref: writes[i].Ref, Err: phi.ErrVersion}
 		}
 	}
+	for name, keys := range fresh {
+		s.keys[name] = append(s.keys[name], keys...)
+	}
 	for i := range writes {
 		w := writes[i]
 		w.Sealed = *copyRow(&w.Sealed, phi.AllClasses)
-		for _, k := range w.NewKeys {
-			name := keyName{k.Subject, k.Segment}
-			s.keys[name] = append(s.keys[name], k)
-		}
 		if old := s.current(w.Ref); len(w.Treats) > 0 || old != nil && len(old.Treats) > 0 {
 			s.epoch++
 		}

@@ -15,6 +15,7 @@ import (
 
 func TestSeededPolicy(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	got, err := db.Auth().Policy(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -68,6 +69,7 @@ func expect(t *testing.T, woken <-chan struct{}, n int) {
 
 func TestPolicyChangeIsNoticed(t *testing.T) {
 	db, name := open(t)
+	keyed(t, db)
 	woken := notices(t, db)
 	before, err := db.Auth().PolicyVersion(t.Context())
 	if err != nil {
@@ -83,6 +85,7 @@ func TestPolicyChangeIsNoticed(t *testing.T) {
 
 func TestRelationships(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	woken := notices(t, db)
 	ctx, a, s := t.Context(), db.Auth(), db.Records()
 	visit := phi.Ref{Type: "Encounter", ID: "e-1"}
@@ -153,6 +156,7 @@ func TestRelationships(t *testing.T) {
 // TestEpochsUnderConcurrency would deadlock if shards were locked in the order of the practitioners.
 func TestEpochsUnderConcurrency(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	ctx := t.Context()
 	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
 	done := make(chan error)

@@ -34,7 +34,7 @@ func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards [
 	var conflict error
 	batch := &pgx.Batch{}
 	queueGuards(batch, guards, &conflict)
-	queueKeys(batch, ordered)
+	queueKeys(batch, ordered, &conflict)
 	queueRecords(batch, ordered, &conflict)
 	queueIndexes(batch, ordered)
 	queueTreatments(batch, ordered)
@@ -88,23 +88,68 @@ func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
 	}
 }
 
-func queueKeys(batch *pgx.Batch, writes []phi.Write) {
-	var subjects [][16]byte
-	var segments []int32
-	var ids []int64
-	var keks []string
-	var wrapped [][]byte
+// queueKeys stores new data keys, and holds the others that sealed the writes to the end of the transaction: a key is not
+// removed between the seal and the commit.
+func queueKeys(batch *pgx.Batch, writes []phi.Write, conflict *error) {
+	type name struct {
+		subject phi.UUID
+		segment uint16
+		id      uint32
+	}
+	var fresh, held keyColumns
+	seen := map[name]bool{}
 	for i := range writes {
 		for _, k := range writes[i].NewKeys {
-			subjects, segments, ids = append(subjects, k.Subject), append(segments, int32(k.Segment)), append(ids, int64(k.KeyID))
-			keks, wrapped = append(keks, k.KEK), append(wrapped, k.Wrapped)
+			seen[name{k.Subject, k.Segment, k.KeyID}] = true
+			fresh.add(k.Subject, k.Segment, k.KeyID)
+			fresh.keks, fresh.wrapped = append(fresh.keks, k.KEK), append(fresh.wrapped, k.Wrapped)
 		}
 	}
-	if len(subjects) > 0 {
+	var refs []phi.Ref
+	for i := range writes {
+		w := &writes[i]
+		if n := (name{w.Subject, w.Segment, w.KeyID}); !seen[n] {
+			seen[n] = true
+			held.add(w.Subject, w.Segment, w.KeyID)
+			refs = append(refs, w.Ref)
+		}
+	}
+	if len(held.ids) > 0 {
+		batch.Queue(`SELECT w.n FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY w(subject, segment, key_id, n)
+			JOIN phi_key k USING (subject, segment, key_id) ORDER BY subject, segment, key_id FOR KEY SHARE OF k`,
+			held.subjects, held.segments, held.ids).Query(func(rows pgx.Rows) error {
+			there := make([]bool, len(refs))
+			var n int
+			_, err := pgx.ForEachRow(rows, []any{&n}, func() error {
+				there[n-1] = true
+				return nil
+			})
+			for i, ok := range there {
+				if err == nil && !ok && *conflict == nil {
+					*conflict = &phi.ConflictError{Ref: refs[i], Err: phi.ErrKey}
+				}
+			}
+			return err
+		})
+	}
+	if len(fresh.ids) > 0 {
 		batch.Queue(`INSERT INTO phi_key (subject, segment, key_id, kek, wrapped)
 			SELECT * FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::bytea[])`,
-			subjects, segments, ids, keks, wrapped)
+			fresh.subjects, fresh.segments, fresh.ids, fresh.keks, fresh.wrapped)
 	}
+}
+
+// keyColumns are data keys turned into one array per column.
+type keyColumns struct {
+	subjects [][16]byte
+	segments []int32
+	ids      []int64
+	keks     []string
+	wrapped  [][]byte
+}
+
+func (c *keyColumns) add(subject phi.UUID, segment uint16, id uint32) {
+	c.subjects, c.segments, c.ids = append(c.subjects, subject), append(c.segments, int32(segment)), append(c.ids, int64(id))
 }
 
 // recordColumns are the parameters of the statements that write records, and their names there.

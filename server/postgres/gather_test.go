@@ -158,6 +158,7 @@ func TestJoinedFailure(t *testing.T) {
 // Many readers on the real database each get their own row, and those who ask for what is not there are told.
 func TestFetchUnderLoad(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	storage := db.Records()
 	writes := make([]phi.Write, 50)
 	for i := range writes {

@@ -41,7 +41,7 @@ func (s *keyStorage) KEK(ctx context.Context, id string, candidate *keyset.Wrapp
 func (s *recordStorage) Key(ctx context.Context, subject phi.UUID, segment uint16) (phi.WrappedKey, error) {
 	k := phi.WrappedKey{Subject: subject, Segment: segment}
 	err := s.pool.QueryRow(ctx, `SELECT key_id, kek, wrapped FROM phi_key WHERE subject = $1 AND segment = $2
-		ORDER BY key_id DESC LIMIT 1`, [16]byte(subject), segment).Scan(&k.KeyID, &k.KEK, &k.Wrapped)
+		AND state = 'active'`, [16]byte(subject), segment).Scan(&k.KeyID, &k.KEK, &k.Wrapped)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return phi.WrappedKey{}, phi.ErrNotFound
 	}

@@ -29,11 +29,13 @@ func explain(t *testing.T, conn *pgx.Conn, sql string, args ...any) string {
 func fillRecords(t *testing.T, admin *pgx.Conn) {
 	t.Helper()
 	must(t, admin, `INSERT INTO record SELECT CASE WHEN i % 20 = 0 THEN 'Patient' ELSE 'Observation' END, 'id-' || i, gen_random_uuid(), 1,
-		now() - make_interval(mins => i), 'PUT', ARRAY['p-' || i % 1000], gen_random_uuid(), 0, 1, null, null, null, null, '\x01' || sha256(i::text::bytea), null, '', substr(sha256(''), 1, 16)
+		now() - make_interval(mins => i), 'PUT', ARRAY['p-' || i % 1000], gen_random_uuid(), 0, 1, null, null, null, null, '\x0100000001' || sha256(i::text::bytea) || sha256('') || substr(sha256('x'), 1, 28), null,
+		'\x01' || decode(repeat('00', 113), 'hex') || '\x0100000001' || decode(repeat('00', 28), 'hex'), substr(sha256(''), 1, 16)
 		FROM generate_series(1, 40000) i`)
 	must(t, admin, `INSERT INTO record_patient SELECT unnest(patients), type, id FROM record`)
 	must(t, admin, `INSERT INTO index_token SELECT 1, substr(sha256(id::bytea), 1, 16), type, id FROM record`)
 	must(t, admin, `INSERT INTO treatment SELECT 'dr-' || i % 10, 'p-' || i, 'Encounter', 'Encounter', 'e-' || i FROM generate_series(0, 999) i`)
+	must(t, admin, `INSERT INTO phi_kek VALUES ('kek-1', 'test', '\x00', true)`)
 	must(t, admin, `INSERT INTO phi_key SELECT subject, segment, key_id, 'kek-1', substr(sha256('') || sha256(''), 1, 60) FROM record`)
 	must(t, admin, `ANALYZE record, record_patient, index_token, treatment, phi_key`)
 }

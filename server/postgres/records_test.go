@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,23 +12,45 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
 	"github.com/chartkeep/chartkeep/phi/phitest"
 )
 
-// cell looks like a sealed cell: format byte, and at least the overhead.
+// cell looks like a sealed cell under key 1: format, key, nonce and tag about whole blocks.
 func cell(text string) []byte {
-	return append([]byte{1, 0, 0, 0, 1}, append(make([]byte, 28), text...)...)
+	c := append([]byte{1, 0, 0, 0, 1}, make([]byte, 28+(len(text)/32+1)*32)...)
+	copy(c[5:], text)
+	return c
+}
+
+// sealOf looks like the seal of a row under a key.
+func sealOf(key uint32) []byte {
+	seal := randomBytes(147)
+	seal[0], seal[114] = 1, 1
+	binary.BigEndian.PutUint32(seal[115:], key)
+	return seal
 }
 
 func testKey(subject phi.UUID) phi.WrappedKey {
 	return phi.WrappedKey{Subject: subject, KeyID: 1, KEK: "kek-1", Wrapped: randomBytes(60)}
 }
 
+// keyed stores a key-encryption key and the organisation's data key, under which write seals.
+func keyed(t testing.TB, db *DB) {
+	t.Helper()
+	if _, err := db.Keys().KEK(t.Context(), "", &keyset.WrappedKEK{ID: "kek-1", Root: "test", Wrapped: randomBytes(60)}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Records().EnsureKey(t.Context(), testKey(phi.UUID{})); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // write makes a version of a record as phi would.
 func write(ref phi.Ref, version int64, patients ...string) phi.Write {
 	w := phi.Write{Sealed: phi.Sealed{
 		Ref: ref, Row: random16(), Version: version, Updated: time.UnixMilli(1_700_000_000_000 + version).UTC(), Method: "PUT",
-		Patients: patients, KeyID: 1, Seal: randomBytes(28), Digest: random16(),
+		Patients: patients, KeyID: 1, Seal: sealOf(1), Digest: random16(),
 	}, Expect: version - 1}
 	w.Cells[phi.ClassName] = cell("name")
 	w.Cells[phi.ClassClinical] = cell(fmt.Sprintf("clinical %d", version))
@@ -36,10 +59,16 @@ func write(ref phi.Ref, version int64, patients ...string) phi.Write {
 
 func TestRecordRoundTrip(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	ref := phi.Ref{Type: "Observation", ID: "o-1"}
 	w := write(ref, 1, "p-2", "p-1")
-	w.Subject, w.Segment, w.KeyID = random16(), 65535, 4294967295
+	w.Subject, w.Segment, w.KeyID, w.Seal = random16(), 65535, 4294967295, sealOf(4294967295)
+	for _, c := range w.Cells {
+		if c != nil {
+			binary.BigEndian.PutUint32(c[1:], w.KeyID)
+		}
+	}
 	key := phi.WrappedKey{Subject: w.Subject, Segment: 65535, KeyID: 4294967295, KEK: "kek-1", Wrapped: randomBytes(60)}
 	w.NewKeys = []phi.WrappedKey{key}
 	if err := s.Commit(ctx, []phi.Write{w}, nil); err != nil {
@@ -87,6 +116,7 @@ func equalSealed(t interface {
 
 func TestCommitConflicts(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	a, b := phi.Ref{Type: "Patient", ID: "a"}, phi.Ref{Type: "Patient", ID: "b"}
 	if err := s.Commit(ctx, []phi.Write{write(a, 1, "a")}, nil); err != nil {
@@ -113,6 +143,7 @@ func TestCommitConflicts(t *testing.T) {
 
 func TestCommitRaces(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	const writers, rounds, records = 8, 5, 4
 	var wg sync.WaitGroup
@@ -156,6 +187,7 @@ func TestCommitRaces(t *testing.T) {
 
 func TestGuardRace(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	tokens := []phi.Token{{Kind: phi.TokenIdentifier, Value: random16()}, {Kind: phi.TokenBirthDate, Value: random16()}}
 	guards := []phi.Guard{{Type: "Patient", Tokens: tokens}}
@@ -196,6 +228,7 @@ func TestGuardRace(t *testing.T) {
 
 func TestPlainCellsAreRefused(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	for class := range phi.Class(phi.NumClasses) {
 		for _, text := range []string{"Jane Doe", "", "Jane Doe, and a text of more than thirty-three bytes"} {
@@ -210,6 +243,7 @@ func TestPlainCellsAreRefused(t *testing.T) {
 
 func TestSecretsAndKeys(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	var wg sync.WaitGroup
 	got := make([]phi.WrappedKey, 8)
@@ -220,7 +254,7 @@ func TestSecretsAndKeys(t *testing.T) {
 			if got[i], err = s.Secret(ctx, "page", testKey(phi.UUID{})); err != nil {
 				t.Error(err)
 			}
-			if ensured[i], err = s.EnsureKey(ctx, testKey(phi.UUID{})); err != nil {
+			if ensured[i], err = s.EnsureKey(ctx, testKey(phi.UUID{15: 1})); err != nil {
 				t.Error(err)
 			}
 		})
@@ -248,6 +282,7 @@ func TestSecretsAndKeys(t *testing.T) {
 // TestLikeMemory plays random calls on PostgreSQL and on the storage in memory: both must answer alike.
 func TestLikeMemory(t *testing.T) {
 	db, name := open(t)
+	keyed(t, db)
 	admin := connect(t, name, "")
 	ids := rapid.SampledFrom([]string{"a", "b", "C", "d-1", "d.2"})
 	types := rapid.SampledFrom([]string{"Patient", "Observation", "Practitioner"})
@@ -262,9 +297,14 @@ func TestLikeMemory(t *testing.T) {
 			r.Fatal(err)
 		}
 		memory, stored := phitest.NewStorage(), db.Records()
+		for _, s := range []phi.Storage{memory, stored} {
+			if _, err := s.EnsureKey(ctx, phi.WrappedKey{KeyID: 1, KEK: "kek-1", Wrapped: make([]byte, 60)}); err != nil {
+				r.Fatal(err)
+			}
+		}
 		same := func(doing string, a, b error) bool {
 			if (a == nil) != (b == nil) || errors.Is(a, phi.ErrVersion) != errors.Is(b, phi.ErrVersion) ||
-				errors.Is(a, phi.ErrGuard) != errors.Is(b, phi.ErrGuard) || errors.Is(a, phi.ErrNotFound) != errors.Is(b, phi.ErrNotFound) {
+				errors.Is(a, phi.ErrGuard) != errors.Is(b, phi.ErrGuard) || errors.Is(a, phi.ErrKey) != errors.Is(b, phi.ErrKey) || errors.Is(a, phi.ErrNotFound) != errors.Is(b, phi.ErrNotFound) {
 				r.Fatalf("%s: PostgreSQL says %v, memory says %v", doing, a, b)
 			}
 			return a == nil
@@ -297,6 +337,9 @@ func TestLikeMemory(t *testing.T) {
 				w.Tokens = rapid.SliceOfNDistinct(token, 0, 3, rapid.ID).Draw(r, "tokens")
 				for range rapid.IntRange(0, 2).Draw(r, "treats") {
 					w.Treats = append(w.Treats, phi.Treatment{Practitioner: doctors.Draw(r, "doctor"), Patient: people.Draw(r, "patient")})
+				}
+				if rapid.IntRange(0, 19).Draw(r, "erased") == 0 {
+					w.Subject = phi.UUID{1} // nobody's key
 				}
 				if rapid.IntRange(0, 4).Draw(r, "delete") == 0 {
 					w.Method, w.Cells, w.Tokens, w.Treats = "DELETE", [phi.NumClasses][]byte{}, nil, nil
@@ -370,6 +413,7 @@ func TestLikeMemory(t *testing.T) {
 
 func TestFetchMany(t *testing.T) {
 	db, _ := open(t)
+	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	var refs []phi.Ref
 	var writes []phi.Write
@@ -392,6 +436,7 @@ func TestFetchMany(t *testing.T) {
 
 func BenchmarkCommit500(b *testing.B) {
 	db, _ := open(b)
+	keyed(b, db)
 	n := 0
 	for b.Loop() {
 		writes := make([]phi.Write, 500)
@@ -410,6 +455,7 @@ func BenchmarkCommit500(b *testing.B) {
 
 func BenchmarkFetch(b *testing.B) {
 	db, _ := open(b)
+	keyed(b, db)
 	ref := phi.Ref{Type: "Patient", ID: "p"}
 	w := write(ref, 1, "p")
 	w.NewKeys = []phi.WrappedKey{testKey(w.Subject)}
