@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -176,11 +177,11 @@ func parts(q audit.Query, rollup *relation, step time.Duration) []part {
 // countScan bounds the rows that a count looks at.
 const countScan = 10_000
 
-// rowsOf are the newest rows of a query.
+// rowsOf are the newest rows of a query. Which of two of one time is newer does not matter: whole rows need not be sorted.
 func rowsOf(q audit.Query) part {
 	q.After, q.Forward = audit.Position{}, false
 	f := newFindSQL(q, time.Time{})
-	f.scan = countScan
+	f.scan, f.order = countScan, "part_ts DESC"
 	return part{
 		of: trail, rows: f, args: f.args,
 		from: `(SELECT *, 1::bigint AS events, ` + when + ` AS at FROM (` + f.scanned("*", f.scan) + `) scanned WHERE ` + f.others.String() + `) fitting`,
@@ -307,33 +308,51 @@ func rollupFor(q *audit.Query, fields ...audit.Field) *relation {
 	return nil
 }
 
-// facets adds the counts of a part.
+// facets adds the counts of a part. It reads it once, and counts fields together that a rollup tells apart together: their combinations
+// are few, and one hash of all of them costs less than one of each.
 func (r *trailReader) facets(ctx context.Context, p *part, fields []audit.Field, counts map[audit.Field]map[string]int64) error {
-	var columns, counted []string
+	columns, counted, sets := make([]string, len(fields)), make([]string, len(fields)), map[any][]string{}
+	texts, lists := make([]*string, len(fields)), make([][]string, len(fields)) // null where a set has no such field
+	var n int64
+	into := make([]any, 0, len(fields)+1)
 	for i, f := range fields {
 		name := "f" + strconv.Itoa(i)
 		if list := p.of.lists[f]; list != "" {
-			columns = append(columns, list+" AS "+name)
-			counted = append(counted, fmt.Sprintf(`SELECT %d, v, sum(events)::bigint FROM (SELECT %s AS items, sum(events) AS events FROM cells GROUP BY 1) lists,
-				LATERAL (SELECT DISTINCT v FROM unnest(items) v) l GROUP BY 2`, i, name))
-			continue
+			columns[i], counted[i], into = list+" AS "+name, name, append(into, &lists[i])
+		} else {
+			columns[i], counted[i], into = p.of.columns[f]+" AS "+name, name+"::text", append(into, &texts[i])
 		}
-		columns = append(columns, p.of.columns[f]+" AS "+name)
-		counted = append(counted, fmt.Sprintf(`SELECT %d, %s::text, sum(events)::bigint FROM cells WHERE %[2]s IS NOT NULL GROUP BY %[2]s`, i, name))
+		var set any = f
+		if rollup := rollupFor(&audit.Query{}, f); rollup != nil {
+			set = rollup
+		}
+		sets[set] = append(sets[set], name)
 	}
-	rows, err := r.pool.Query(ctx, `WITH cells AS MATERIALIZED (SELECT `+strings.Join(columns, ", ")+`, events FROM `+p.from+`) `+
-		strings.Join(counted, " UNION ALL "), p.args...)
+	var grouping []string
+	for _, set := range sets {
+		grouping = append(grouping, "("+strings.Join(set, ", ")+")")
+	}
+	slices.Sort(grouping) // one text is prepared once
+	rows, err := r.pool.Query(ctx, `SELECT `+strings.Join(counted, ", ")+`, sum(events)::bigint FROM (SELECT `+strings.Join(columns, ", ")+`, events FROM `+p.from+
+		`) cells GROUP BY GROUPING SETS (`+strings.Join(grouping, ", ")+`)`, p.args...)
 	if err != nil {
 		return bare("counting trail", err)
 	}
-	var i int
-	var value string
-	var n int64
-	if _, err = pgx.ForEachRow(rows, []any{&i, &value, &n}, func() error {
-		if kind, _ := fields[i].Kind(); kind == audit.UUIDField {
-			value = strings.ReplaceAll(value, "-", "")
+	if _, err = pgx.ForEachRow(rows, append(into, &n), func() error {
+		for i, f := range fields {
+			if texts[i] != nil {
+				value := *texts[i]
+				if kind, _ := f.Kind(); kind == audit.UUIDField {
+					value = strings.ReplaceAll(value, "-", "")
+				}
+				counts[f][value] += n
+			}
+			for j, value := range lists[i] {
+				if !slices.Contains(lists[i][:j], value) {
+					counts[f][value] += n
+				}
+			}
 		}
-		counts[fields[i]][value] += n
 		return nil
 	}); err != nil {
 		return bare("counting trail", err)
@@ -346,8 +365,12 @@ func (r *trailReader) more(ctx context.Context, p *part) (bool, error) {
 	if p.rows == nil {
 		return false, nil
 	}
-	_, more, err := r.last(ctx, p.rows)
-	return more, err
+	var more bool
+	err := r.pool.QueryRow(ctx, `SELECT EXISTS (`+p.rows.scanned("", 1)+` OFFSET `+strconv.Itoa(p.rows.scan)+`)`, p.rows.args[:p.rows.pathArgs]...).Scan(&more)
+	if err != nil {
+		return false, bare("counting trail", err)
+	}
+	return more, nil
 }
 
 // Histogram implements audit.Reader.

@@ -207,6 +207,68 @@ func TestRollupsAreRecounts(t *testing.T) {
 	})
 }
 
+// TestFacetsOfPartHours: what lies before and after the whole hours is counted from rows to the last one, and a facet says when there
+// are more than it looks at. Rows of one time, events without a correlation and items that stand twice in a list count as ever.
+func TestFacetsOfPartHours(t *testing.T) {
+	db, _ := open(t)
+	memory := &audittest.Storage{}
+	b := audit.Batch{Stream: audit.StreamID{1}}
+	store := func(rows int, at time.Time) {
+		b.First, b.Prev, b.Rows = b.First+uint64(len(b.Rows)), b.Chain, nil
+		for i := range rows {
+			e := audit.Event{Type: audit.TypeREST, Interaction: "read", Action: audit.ActionRead, Recorded: at, Agent: audit.Agent{
+				User: fmt.Sprint("u-", i%7), Client: fmt.Sprint("c-", i%3), Roles: [][]string{{"nurse", "nurse"}, {"clinician", "nurse"}, nil}[i%3],
+			}}
+			if i%2 == 0 {
+				e.Correlation = audit.ID{7}
+			}
+			for range i % 4 {
+				e.Entities = append(e.Entities, audit.Entity{Type: []string{"Patient", "Condition"}[i%2], ID: fmt.Sprint(i % 5)})
+			}
+			r := rowOf(t, b.First+uint64(i), at, e)
+			b.Rows = append(b.Rows, r)
+			memory.Plant(audit.Stored{Row: r, Stream: b.Stream})
+		}
+		b.Seal()
+		if err := db.Audit().Ingest(t.Context(), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fields := []audit.Field{audit.FieldClient, audit.FieldRole, audit.FieldAgent, audit.FieldOutcome, audit.FieldCorrelation, audit.FieldEntityType, audit.FieldEntity}
+	q := audit.Query{From: noon.Add(-150*time.Minute - 3*time.Second), To: noon.Add(-20*time.Minute + 3*time.Second)}
+	check := func(when string, known, unknown bool) {
+		t.Helper()
+		got, err := db.Trail().Facets(t.Context(), q, fields, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := memory.Facets(t.Context(), q, fields, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, f := range got {
+			complete := unknown
+			if rollupFor(&q, f.Field) != nil {
+				complete = known
+			}
+			if f.Complete != complete || complete && !reflect.DeepEqual(f, want[i]) {
+				t.Errorf("%s: facet %s, complete: %t\n%v, want\n%v", when, f.Field, f.Complete, f.Values, want[i].Values)
+			}
+		}
+	}
+	check("no rows", true, true)
+	store(50, q.From.Add(-time.Second)) // looked at for the clocks' sake
+	store(60, q.From)
+	store(500, noon.Add(-90*time.Minute)) // of a whole hour
+	store(countScan-650, q.To.Add(-time.Second))
+	store(40, q.To)
+	check("as many rows as are looked at", true, true)
+	store(1, q.To.Add(time.Second))
+	check("one more", true, false)
+	store(700, q.To.Add(time.Second))
+	check("more rows at an end", false, false)
+}
+
 // TestRollupCost: counting is a small share of storing.
 func TestRollupCost(t *testing.T) {
 	db, _ := open(t)
