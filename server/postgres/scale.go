@@ -43,6 +43,9 @@ type QueryShape struct {
 // MeasureQueries makes a trail of each size in a database of its own, asks all of them the same kinds of queries in turns, and drops
 // the databases again, unless they are kept. adminDSN logs in as a superuser.
 func MeasureQueries(ctx context.Context, adminDSN string, m Measurement) (volumes []QueryVolume, err error) {
+	if len(m.Sizes) == 0 || m.Instances <= 0 {
+		return nil, errors.New("measuring queries: there are no sizes, or no instances, to measure")
+	}
 	if m.Progress == nil {
 		m.Progress = func(string, ...any) {}
 	}
@@ -145,7 +148,7 @@ func (m *Measurement) ask(ctx context.Context, trails []measured, volumes []Quer
 		first, again := make([][]time.Duration, len(trails)), make([][]time.Duration, len(trails))
 		instances := m.Instances
 		if !shapes[0][k].promised {
-			instances /= 4
+			instances = max(instances/4, 1)
 		}
 		for n := range instances * 3 / 2 { // a third for plans, catalogs and whatever else a server that runs for a while has at hand
 			for i := range trails {

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"flag"
+	"strings"
 	"testing"
 	"time"
 )
@@ -36,6 +37,15 @@ func TestScale(t *testing.T) {
 			if s.P95 > 2*time.Second {
 				t.Errorf("%s takes %v at the 95th percentile on volume %d", s.Name, s.P95, i)
 			}
+		}
+	}
+}
+
+// TestNothingToMeasure: a bench that is asked for no trail says so, before it connects.
+func TestNothingToMeasure(t *testing.T) {
+	for _, m := range []Measurement{{Instances: 1}, {Sizes: []int64{1}}} {
+		if _, err := MeasureQueries(t.Context(), "postgres://nowhere.invalid", m); err == nil || !strings.Contains(err.Error(), "to measure") {
+			t.Errorf("%+v: %v", m, err)
 		}
 	}
 }
