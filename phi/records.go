@@ -52,16 +52,15 @@ type Records struct {
 	logger  *slog.Logger
 	now     func() time.Time
 
-	index        *index
-	pages        cipher.AEAD // seals paging cursors
-	queries      cipher.AEAD // seals search text in events
-	pseudonyms   []byte      // HMAC key of ids in the de-identified view
-	imports      []byte      // HMAC key of ids and digests of imported content
-	organisation WrappedKey  // data key of records that are nobody's
-	memory       sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
+	index      *index
+	pages      cipher.AEAD // seals paging cursors
+	queries    cipher.AEAD // seals search text in events
+	pseudonyms []byte      // HMAC key of ids in the de-identified view
+	imports    []byte      // HMAC key of ids and digests of imported content
+	memory     sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
 }
 
-// Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets and data key.
+// Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets.
 func Open(ctx context.Context, cfg Config) (*Records, error) {
 	r := &Records{
 		storage: cfg.Storage, keys: cfg.Keys, access: cfg.Access, log: cfg.Audit, level: cfg.Level, logger: cfg.Logger,
@@ -103,13 +102,6 @@ func Open(ctx context.Context, cfg Config) (*Records, error) {
 	}
 	if r.queries, err = r.cipher(ctx, "audit-query"); err != nil {
 		return nil, err
-	}
-	candidate, err := r.newKey(ctx, UUID{})
-	if err != nil {
-		return nil, err
-	}
-	if r.organisation, err = r.storage.EnsureKey(ctx, candidate); err != nil {
-		return nil, fmt.Errorf("storing the organisation's data key: %w", err)
 	}
 	return r, nil
 }
@@ -157,9 +149,9 @@ func (r *Records) cipher(ctx context.Context, name string) (cipher.AEAD, error) 
 	return aead, nil
 }
 
-// newKey makes the first data key of a subject.
-func (r *Records) newKey(ctx context.Context, subject UUID) (WrappedKey, error) {
-	k := WrappedKey{Subject: subject, KeyID: 1}
+// newKey makes the first data key of a subject's segment.
+func (r *Records) newKey(ctx context.Context, subject UUID, segment uint16) (WrappedKey, error) {
+	k := WrappedKey{Subject: subject, Segment: segment, KeyID: 1}
 	var err error
 	if k.KEK, k.Wrapped, err = r.keys.NewKey(ctx, k.binding()); err != nil {
 		return WrappedKey{}, fmt.Errorf("making data key: %w", err)

@@ -126,8 +126,10 @@ type Storage interface {
 	// meanwhile: sealed anew, it may pass. The superseded version stays readable by FetchVersion.
 	Commit(ctx context.Context, writes []Write, guards []Guard) error
 
-	// EnsureKey stores candidate as the data key of its subject and segment when there is none, and returns the one that is
-	// stored: whoever comes first wins.
+	// EnsureKey stores candidate as the data key of its subject and segment when there is none, and returns the active one:
+	// whoever comes first wins. For a segment other than the general one of a patient without a general key it stores nothing
+	// and returns ErrNotFound: who was erased gets no new key, also not from a write that began before. (The general key is
+	// held for share meanwhile; who erases takes it for update before looking for the others.)
 	EnsureKey(ctx context.Context, candidate WrappedKey) (WrappedKey, error)
 
 	// Secret returns the wrapped organisation secret of that name (index keys, cursor key), storing candidate first when

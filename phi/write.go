@@ -432,81 +432,6 @@ func (c *change) whereNamed(patient string) string {
 	return c.ref.Type
 }
 
-// assignKeys gives each change the newest data key of its subject: the patient's own, or the organisation's.
-func (a *attempt) assignKeys(ctx context.Context, changes []*change, there map[Ref]*Sealed) *Error {
-	type dataKey struct {
-		WrappedKey
-		aead cipher.AEAD
-	}
-	keys := map[UUID]dataKey{}
-	open := func(k WrappedKey) (dataKey, *Error) {
-		aead, err := a.keys.AEAD(ctx, k.KEK, k.Wrapped, k.binding())
-		if err != nil {
-			return dataKey{}, unavailable(err)
-		}
-		keys[k.Subject] = dataKey{k, aead}
-		return keys[k.Subject], nil
-	}
-	newest := func(subject UUID) (dataKey, *Error) {
-		if k, ok := keys[subject]; ok {
-			return k, nil
-		}
-		if subject == (UUID{}) {
-			return open(a.organisation)
-		}
-		since := a.clock()
-		k, err := a.storage.Key(ctx, subject, 0)
-		a.trace.Database += a.clock() - since
-		if err != nil {
-			return dataKey{}, unavailable(err)
-		}
-		return open(k)
-	}
-	arriving := map[string]dataKey{}
-	assign := func(c *change) *Error {
-		var k dataKey
-		var e *Error
-		s := &c.write.Sealed
-		switch {
-		case c.ref.Type == "Patient" && c.current == nil:
-			subject := newUUID()
-			fresh, err := a.newKey(ctx, subject)
-			if err != nil {
-				return unavailable(err)
-			}
-			c.write.NewKeys = []WrappedKey{fresh}
-			k, e = open(fresh)
-			arriving[c.ref.ID] = k
-		case c.ref.Type == "Patient" || c.resource == nil:
-			k, e = newest(c.current.Subject)
-		case len(c.patients) == 0:
-			k, e = newest(UUID{})
-		default:
-			var ok bool
-			if k, ok = arriving[c.patients[0]]; !ok {
-				k, e = newest(there[Ref{"Patient", c.patients[0]}].Subject)
-			}
-		}
-		if e != nil {
-			return e
-		}
-		s.Subject, s.Segment, s.KeyID, s.Key, c.aead = k.Subject, k.Segment, k.KeyID, k.WrappedKey, k.aead
-		return nil
-	}
-	// Patients first: their records need their keys.
-	for _, patients := range []bool{true, false} {
-		for _, c := range changes {
-			if c.skipped() || (c.ref.Type == "Patient") != patients {
-				continue
-			}
-			if e := assign(c); e != nil {
-				return e
-			}
-		}
-	}
-	return nil
-}
-
 // commit records the intents, seals, stores, and records the outcome.
 func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard) *Error {
 	updated := a.now().UTC().Truncate(time.Millisecond)
@@ -536,23 +461,31 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 		return unavailable(err)
 	}
 	writes := make([]Write, len(active))
-	since := a.clock()
-	for i, c := range active {
-		if err := sealRow(c.aead, &c.write.Sealed, &c.plain, tokensDigest(c.write.Tokens)); err != nil {
+	for try := 1; ; try++ {
+		since := a.clock()
+		for i, c := range active {
+			if err := sealRow(c.aead, &c.write.Sealed, &c.plain, tokensDigest(c.write.Tokens)); err != nil {
+				return unavailable(err)
+			}
+			writes[i] = c.write
+		}
+		a.trace.Crypto += a.clock() - since
+		since = a.clock()
+		if _, err = ticket.Wait(ctx); err != nil {
+			a.trace.Audit += a.clock() - since
 			return unavailable(err)
 		}
-		writes[i] = c.write
-	}
-	a.trace.Crypto += a.clock() - since
-	since = a.clock()
-	if _, err = ticket.Wait(ctx); err != nil {
 		a.trace.Audit += a.clock() - since
-		return unavailable(err)
+		since = a.clock()
+		err = a.storage.Commit(ctx, writes, guards)
+		a.trace.Database += a.clock() - since
+		if try == keyTries || !errors.Is(err, ErrKey) {
+			break
+		}
+		if e := a.rekey(ctx, active); e != nil {
+			return e
+		}
 	}
-	a.trace.Audit += a.clock() - since
-	since = a.clock()
-	err = a.storage.Commit(ctx, writes, guards)
-	a.trace.Database += a.clock() - since
 	if err != nil {
 		e := stored(err)
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
@@ -578,6 +511,44 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 		a.outcome(ctx, a.ref, 0, nil)
 	}
 	a.intent = audit.ID{}
+	return nil
+}
+
+// keyTries bounds how often a commit is sealed anew because its keys were rotated away meanwhile. A rotation retires a key once
+// and then sweeps for a while, so the second try finds the next key in place.
+const keyTries = 3
+
+// rekey gives changes whose data key was rotated away between the seal and the commit the key that seals what is new now.
+func (a *attempt) rekey(ctx context.Context, active []*change) *Error {
+	keys := map[keyName]WrappedKey{}
+	for _, c := range active {
+		for _, k := range c.write.NewKeys {
+			keys[keyName{k.Subject, k.Segment}] = k
+		}
+	}
+	for _, c := range active {
+		s := &c.write.Sealed
+		name := keyName{s.Subject, s.Segment}
+		k, ok := keys[name]
+		if !ok {
+			var err error
+			since := a.clock()
+			k, err = a.storage.Key(ctx, s.Subject, s.Segment)
+			a.trace.Database += a.clock() - since
+			switch {
+			case errors.Is(err, ErrNotFound): // erased, or merged into another patient
+				return changed().because(err)
+			case err != nil:
+				return unavailable(err)
+			}
+			keys[name] = k
+		}
+		aead, err := a.keys.AEAD(ctx, k.KEK, k.Wrapped, k.binding())
+		if err != nil {
+			return unavailable(err)
+		}
+		s.KeyID, s.Key, c.aead = k.KeyID, k, aead
+	}
 	return nil
 }
 

@@ -328,6 +328,9 @@ func (s *Storage) EnsureKey(_ context.Context, candidate phi.WrappedKey) (phi.Wr
 	}
 	name := keyName{candidate.Subject, candidate.Segment}
 	if len(s.keys[name]) == 0 {
+		if name.segment != 0 && name.subject != (phi.UUID{}) && len(s.keys[keyName{name.subject, 0}]) == 0 {
+			return phi.WrappedKey{}, phi.ErrNotFound
+		}
 		s.keys[name] = []phi.WrappedKey{candidate}
 	}
 	return s.keys[name][len(s.keys[name])-1], nil

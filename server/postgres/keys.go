@@ -56,6 +56,8 @@ func (s *recordStorage) EnsureKey(ctx context.Context, k phi.WrappedKey) (phi.Wr
 	if _, err := s.pool.Exec(ctx, `INSERT INTO phi_key (subject, segment, key_id, kek, wrapped)
 		SELECT $1::uuid, $2::integer, $3, $4, $5::bytea
 		WHERE NOT EXISTS (SELECT FROM phi_key WHERE subject = $1::uuid AND segment = $2::integer)
+			AND ($2::integer = 0 OR $1::uuid = '00000000-0000-0000-0000-000000000000'
+				OR EXISTS (SELECT FROM phi_key WHERE subject = $1::uuid AND segment = 0 FOR KEY SHARE))
 		ON CONFLICT DO NOTHING`, [16]byte(k.Subject), k.Segment, k.KeyID, k.KEK, k.Wrapped); err != nil {
 		return phi.WrappedKey{}, bare("storing data key", err)
 	}

@@ -265,6 +265,15 @@ func TestSecretsAndKeys(t *testing.T) {
 			t.Fatal("two callers got different secrets or keys")
 		}
 	}
+	special := testKey(phi.UUID{15: 1})
+	special.Segment = 1
+	if k, err := s.EnsureKey(ctx, special); err != nil || string(k.Wrapped) != string(special.Wrapped) {
+		t.Errorf("key of another segment beside the general one: %v", err)
+	}
+	special.Subject = phi.UUID{15: 2}
+	if _, err := s.EnsureKey(ctx, special); !errors.Is(err, phi.ErrNotFound) {
+		t.Errorf("key of another segment of nobody: %v, want ErrNotFound", err)
+	}
 	digest := random16()
 	if done, err := s.Imported(ctx, digest); err != nil || done {
 		t.Errorf("Imported: %t, %v", done, err)
