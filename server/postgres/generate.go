@@ -144,24 +144,12 @@ func (g *Generation) finish(ctx context.Context, admin *pgx.Conn) error {
 
 // write stores every writers-th row as a stream of its own.
 func (g *Generation) write(ctx context.Context, db *DB, writer int) error {
-	random := rand.New(rand.NewPCG(uint64(g.Rows), uint64(writer))) //nolint:gosec // made-up events
-	var b audit.Batch
-	binary.BigEndian.PutUint64(b.Stream[:], random.Uint64())
-	for row := int64(writer); row < g.Rows; {
-		b.First, b.Prev, b.Rows = b.First+uint64(len(b.Rows)), b.Chain, b.Rows[:0]
-		for len(b.Rows) < generatedBatch && row < g.Rows {
-			at := g.from.Add(time.Duration(row) * g.step)
-			r := audit.Row{Seq: b.First + uint64(len(b.Rows)), Event: g.people.event(random, at), PartTime: at.Add(300 * time.Microsecond)}
-			binary.NativeEndian.PutUint64(r.Salt[:], random.Uint64())
-			binary.NativeEndian.PutUint64(r.Salt[8:], random.Uint64())
-			var err error
-			if r.Body, err = audit.Encode(&r.Event); err != nil {
-				return fmt.Errorf("generating: %w", err)
-			}
-			b.Rows = append(b.Rows, r)
-			row += int64(g.writers)
+	s := g.people.stream(uint64(g.Rows), uint64(writer), g.from.Add(time.Duration(writer)*g.step), time.Duration(g.writers)*g.step)
+	for left := (g.Rows - int64(writer) + int64(g.writers) - 1) / int64(g.writers); left > 0; left -= generatedBatch {
+		b, err := s.next(int(min(left, generatedBatch)))
+		if err != nil {
+			return err
 		}
-		b.Seal()
 		if err := db.Audit().Ingest(ctx, b); err != nil {
 			return fmt.Errorf("generating: %w", err)
 		}
@@ -170,6 +158,40 @@ func (g *Generation) write(ctx context.Context, db *DB, writer int) error {
 		}
 	}
 	return nil
+}
+
+// generatedStream is a stream of made-up events, one each step.
+type generatedStream struct {
+	people *population
+	random *rand.Rand
+	last   audit.Batch
+	at     time.Time // of the next row
+	step   time.Duration
+}
+
+// stream is the one of these seeds.
+func (p *population) stream(seed, number uint64, from time.Time, step time.Duration) *generatedStream {
+	s := &generatedStream{people: p, random: rand.New(rand.NewPCG(seed, number)), at: from, step: step} //nolint:gosec // made-up events
+	binary.BigEndian.PutUint64(s.last.Stream[:], s.random.Uint64())
+	return s
+}
+
+// next is the stream's next batch.
+func (s *generatedStream) next(rows int) (audit.Batch, error) {
+	b := audit.Batch{Stream: s.last.Stream, First: s.last.First + uint64(len(s.last.Rows)), Prev: s.last.Chain, Rows: make([]audit.Row, rows)}
+	for i := range b.Rows {
+		r := &b.Rows[i]
+		r.Seq, r.Event, r.PartTime = b.First+uint64(i), s.people.event(s.random, s.at), s.at.Add(300*time.Microsecond)
+		r.Salt = randomID(s.random)
+		var err error
+		if r.Body, err = audit.Encode(&r.Event); err != nil {
+			return b, fmt.Errorf("generating: %w", err)
+		}
+		s.at = s.at.Add(s.step)
+	}
+	b.Seal()
+	s.last = b
+	return b, nil
 }
 
 // population is who and what the events are about.

@@ -86,17 +86,17 @@ func measureIngest(ctx context.Context, dsn string, rounds int) (IngestRatio, er
 	var rawTook, ingestTook time.Duration
 	var ratios []float64
 	result := IngestRatio{}
-	s := ratioStream{id: audit.StreamID(random(16)), at: time.Now().UTC().Truncate(time.Microsecond)}
+	s := newPopulation().stream(uint64(rounds), 0, time.Now().UTC().Truncate(time.Microsecond), time.Millisecond)
 	for round := range rounds + 1 {
 		batches := make([]audit.Batch, 10)
 		encoded := make([]copyData, 10)
 		for i := range batches {
-			if batches[i], err = s.batch(); err != nil {
+			if batches[i], err = s.next(ratioBatch); err != nil {
 				return IngestRatio{}, err
 			}
 			encoded[i].begin()
 			for j := range batches[i].Rows {
-				encoded[i].row(s.id, &batches[i].Rows[j])
+				encoded[i].row(batches[i].Stream, &batches[i].Rows[j])
 			}
 			encoded[i].end()
 		}
@@ -128,36 +128,6 @@ func measureIngest(ctx context.Context, dsn string, rounds int) (IngestRatio, er
 	result.Raw, result.Ingest = float64(result.Rows)/rawTook.Seconds(), float64(result.Rows)/ingestTook.Seconds()
 	result.Ratio = ratios[len(ratios)/2]
 	return result, nil
-}
-
-// ratioStream makes batches of one stream.
-type ratioStream struct {
-	id    audit.StreamID
-	next  uint64
-	chain audit.Hash
-	at    time.Time
-}
-
-func (s *ratioStream) batch() (audit.Batch, error) {
-	b := audit.Batch{Stream: s.id, First: s.next, Prev: s.chain, Chain: audit.Hash(random(32))}
-	for range ratioBatch {
-		e := audit.Event{
-			ID: audit.ID(random(16)), Recorded: s.at, Type: audit.TypeREST, Interaction: "read", Action: audit.ActionRead,
-			Agent:   audit.Agent{User: fmt.Sprintf("user-%d", random(1)[0]), Client: "app", Session: "s", Roles: []string{"clinician"}, Network: "127.0.0.1"},
-			Purpose: "TREAT", Patient: hex.EncodeToString(random(16)), RequestID: hex.EncodeToString(random(16)),
-			Entities: []audit.Entity{{Type: "Patient", ID: hex.EncodeToString(random(16)), Version: 1}},
-			Decision: audit.Decision{Allowed: true, Rule: "clinician:*:r:treatment", Reason: "allowed", View: "full", Policy: 1},
-			Classes:  []string{"identifier", "name", "birth_date", "contact", "clinical", "narrative"},
-		}
-		body, err := audit.Encode(&e)
-		if err != nil {
-			return b, fmt.Errorf("encoding event: %w", err)
-		}
-		b.Rows = append(b.Rows, audit.Row{Seq: s.next, Event: e, PartTime: s.at, Salt: [16]byte(random(16)), Body: body, Leaf: audit.Hash(random(32))})
-		s.next, s.at = s.next+1, s.at.Add(time.Millisecond)
-	}
-	s.chain = b.Chain
-	return b, nil
 }
 
 func random(n int) []byte {

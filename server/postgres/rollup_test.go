@@ -273,22 +273,13 @@ func TestFacetsOfPartHours(t *testing.T) {
 func TestRollupCost(t *testing.T) {
 	db, _ := open(t)
 	ctx := t.Context()
-	random := rand.New(rand.NewPCG(5, 6))
-	people := newPopulation()
+	stream := newPopulation().stream(5, 6, noon, time.Millisecond)
 	var counting, storing []time.Duration
-	b := audit.Batch{Stream: audit.StreamID{1}}
 	for i := range 24 {
-		b.First, b.Prev, b.Rows = b.First+uint64(len(b.Rows)), b.Chain, nil
-		for n := range 1000 {
-			at := noon.Add(time.Duration(i*1000+n) * time.Millisecond)
-			r := audit.Row{Seq: b.First + uint64(n), Event: people.event(random, at), PartTime: at}
-			var err error
-			if r.Body, err = audit.Encode(&r.Event); err != nil {
-				t.Fatal(err)
-			}
-			b.Rows = append(b.Rows, r)
+		b, err := stream.next(1000)
+		if err != nil {
+			t.Fatal(err)
 		}
-		b.Seal()
 		began := time.Now()
 		if err := db.Audit().Ingest(ctx, b); err != nil {
 			t.Fatal(err)
