@@ -89,7 +89,7 @@ func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
 }
 
 // queueKeys stores new data keys, and holds the others that sealed the writes to the end of the transaction: a key is not
-// removed between the seal and the commit.
+// removed between the seal and the commit. One that is being rotated away seals nothing new: its rows get fewer only.
 func queueKeys(batch *pgx.Batch, writes []phi.Write, conflict *error) {
 	type name struct {
 		subject phi.UUID
@@ -116,7 +116,7 @@ func queueKeys(batch *pgx.Batch, writes []phi.Write, conflict *error) {
 	}
 	if len(held.ids) > 0 {
 		batch.Queue(`SELECT w.n FROM unnest($1::uuid[], $2::integer[], $3::bigint[]) WITH ORDINALITY w(subject, segment, key_id, n)
-			JOIN phi_key k USING (subject, segment, key_id) ORDER BY subject, segment, key_id FOR KEY SHARE OF k`,
+			JOIN phi_key k USING (subject, segment, key_id) WHERE k.state = 'active' ORDER BY subject, segment, key_id FOR KEY SHARE OF k`,
 			held.subjects, held.segments, held.ids).Query(func(rows pgx.Rows) error {
 			there := make([]bool, len(refs))
 			var n int
