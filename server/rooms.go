@@ -66,6 +66,8 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	background, r.stopRuns = context.WithCancel(context.WithoutCancel(ctx))
 	r.start(background, "audit shipper", r.log.Run)
 	r.start(background, "access", r.access.Run)
+	r.start(background, "keys", r.keys.Run)
+	r.start(background, "key listener", func(ctx context.Context) error { return r.db.ListenKeys(ctx, r.keys.Wake) })
 	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
 	if r.sequencer != nil {
 		r.start(background, "audit sequencer", r.sequencer.Run)

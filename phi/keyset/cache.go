@@ -1,7 +1,6 @@
 package keyset
 
 import (
-	"crypto/cipher"
 	"crypto/sha256"
 	"encoding/binary"
 	"sync/atomic"
@@ -33,12 +32,12 @@ func identify(wrapped []byte) keyID {
 	return keyID(sum[:16])
 }
 
-// cached carries what the cipher was unwrapped for: the wrapped bytes alone do not authorise another binding.
+// cached is the cipher of a data key. It carries what the key was unwrapped for (its name has the binding): the wrapped bytes
+// alone do not authorise another binding.
 type cached struct {
-	id      keyID
-	kek     string
-	binding Binding
-	aead    cipher.AEAD
+	counted
+	id  keyID
+	kek string
 }
 
 func newCache() (*cache, error) {
@@ -51,18 +50,21 @@ func newCache() (*cache, error) {
 	return &cache{entries: entries}, err
 }
 
-func (c *cache) get(id keyID, kek string, b Binding) cipher.AEAD {
+func (c *cache) get(id keyID, kek string, b Binding) *cached {
 	e, ok := c.entries.Get(binary.BigEndian.Uint64(id[:]))
-	if !ok || e.id != id || e.kek != kek || e.binding != b {
+	if !ok || e.id != id || e.kek != kek || e.name.binding != b {
 		c.misses.Add(1)
 		return nil
 	}
 	c.hits.Add(1)
-	return e.aead
+	return e
 }
 
-func (c *cache) set(id keyID, kek string, b Binding, aead cipher.AEAD) {
-	c.entries.SetWithTTL(binary.BigEndian.Uint64(id[:]), &cached{id: id, kek: kek, binding: b, aead: aead}, 1, cacheFor)
+func (c *cache) set(e *cached) {
+	c.entries.SetWithTTL(binary.BigEndian.Uint64(e.id[:]), e, 1, cacheFor)
 }
+
+// clear forgets every cipher. It must not run beside itself or close.
+func (c *cache) clear() { c.entries.Clear() }
 
 func (c *cache) close() { c.entries.Close() }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -19,26 +20,81 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // memory is a keyset.Storage that can be away.
 type memory struct {
-	mu   sync.Mutex
-	keks []keyset.WrappedKEK
-	err  error
+	mu    sync.Mutex
+	keks  []keyset.WrappedKEK
+	uses  map[keyset.Uses]int64 // by Uses without N
+	calls map[string]int
+	err   error
+}
+
+// called counts a call; the caller unlocks.
+func (m *memory) called(method string) error {
+	m.mu.Lock()
+	if m.calls == nil {
+		m.calls, m.uses = map[string]int{}, map[keyset.Uses]int64{}
+	}
+	m.calls[method]++
+	return m.err
+}
+
+func (m *memory) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = err
 }
 
 func (m *memory) KEK(_ context.Context, id string, candidate *keyset.WrappedKEK) (keyset.WrappedKEK, error) {
-	m.mu.Lock()
+	err := m.called("KEK")
 	defer m.mu.Unlock()
-	if m.err != nil {
-		return keyset.WrappedKEK{}, m.err
+	if err != nil {
+		return keyset.WrappedKEK{}, err
 	}
-	if id == "" && len(m.keks) == 0 {
+	if id == "" && len(m.keks) == 0 && candidate != nil {
 		m.keks = append(m.keks, *candidate)
 	}
-	for i := len(m.keks) - 1; i >= 0; i-- {
-		if id == "" || m.keks[i].ID == id {
-			return m.keks[i], nil
+	for _, k := range m.keks {
+		if id == "" && k.Active || k.ID == id {
+			return k, nil
 		}
 	}
 	return keyset.WrappedKEK{}, keyset.ErrUnknownKEK
+}
+
+func (m *memory) KEKs(context.Context) ([]keyset.WrappedKEK, error) {
+	err := m.called("KEKs")
+	defer m.mu.Unlock()
+	return slices.Clone(m.keks), err
+}
+
+// replace makes a key-encryption key the active one, as keys rewrap does.
+func (m *memory) replace(next keyset.WrappedKEK) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range m.keks {
+		m.keks[i].Active = false
+	}
+	m.keks = append(m.keks, next)
+}
+
+func (m *memory) AddUses(_ context.Context, uses []keyset.Uses) ([]keyset.Uses, error) {
+	err := m.called("AddUses")
+	defer m.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, u := range uses {
+		n := u.N
+		u.N = 0
+		m.uses[u] += n
+	}
+	var worn []keyset.Uses
+	for u, n := range m.uses {
+		if n >= keyset.Worn {
+			u.N = n
+			worn = append(worn, u)
+		}
+	}
+	return worn, nil
 }
 
 func newRoot(t testing.TB) *keyset.FileRoot {

@@ -25,6 +25,7 @@ type Storage struct {
 	secrets  map[string]phi.WrappedKey
 	imported map[[16]byte]bool
 	keks     []keyset.WrappedKEK
+	uses     map[useName]int64
 
 	policy auth.Policy
 	grants map[phi.Treatment]bool
@@ -50,6 +51,7 @@ func NewStorage() *Storage {
 		keys:     map[keyName][]phi.WrappedKey{},
 		secrets:  map[string]phi.WrappedKey{},
 		imported: map[[16]byte]bool{},
+		uses:     map[useName]int64{},
 		policy:   Policy(),
 		grants:   map[phi.Treatment]bool{},
 		epoch:    1,
@@ -369,16 +371,52 @@ func (s *Storage) KEK(_ context.Context, id string, candidate *keyset.WrappedKEK
 	if err != nil {
 		return keyset.WrappedKEK{}, err
 	}
+	if id == "" && len(s.keks) == 0 && candidate != nil {
+		s.keks = append(s.keks, *candidate)
+	}
 	for _, k := range s.keks {
-		if id == "" || k.ID == id {
+		if id == "" && k.Active || k.ID == id {
 			return k, nil
 		}
 	}
-	if id != "" || candidate == nil {
-		return keyset.WrappedKEK{}, keyset.ErrUnknownKEK
+	return keyset.WrappedKEK{}, keyset.ErrUnknownKEK
+}
+
+func (s *Storage) KEKs(context.Context) ([]keyset.WrappedKEK, error) {
+	unlock, err := s.read("KEKs")
+	defer unlock()
+	return slices.Clone(s.keks), err
+}
+
+// useName is which key has uses: a key-encryption key, or a data key or secret.
+type useName struct {
+	kek     string
+	binding keyset.Binding
+}
+
+func (s *Storage) AddUses(_ context.Context, uses []keyset.Uses) ([]keyset.Uses, error) {
+	unlock, err := s.read("AddUses")
+	defer unlock()
+	if err != nil {
+		return nil, err
 	}
-	s.keks = append(s.keks, *candidate)
-	return *candidate, nil
+	for _, u := range uses {
+		s.uses[useName{u.KEK, u.Binding}] += u.N
+	}
+	var worn []keyset.Uses
+	for name, n := range s.uses {
+		if n >= keyset.Worn {
+			worn = append(worn, keyset.Uses{KEK: name.kek, Binding: name.binding, N: n})
+		}
+	}
+	return worn, nil
+}
+
+// Uses returns how often a data key or secret has encrypted, as far as that was stored.
+func (s *Storage) Uses(b keyset.Binding) int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.uses[useName{binding: b}]
 }
 
 func (s *Storage) Policy(context.Context) (auth.Policy, error) {

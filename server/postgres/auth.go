@@ -131,6 +131,11 @@ func (d *DB) ListenTrail(ctx context.Context, wake func()) error {
 	return d.listenTo(ctx, "audit_checkpoint", wake)
 }
 
+// ListenKeys calls wake after keys were rotated, rewrapped or erased, see Listen.
+func (d *DB) ListenKeys(ctx context.Context, wake func()) error {
+	return d.listenTo(ctx, "chartkeep_keys", wake)
+}
+
 func (d *DB) listenTo(ctx context.Context, channel string, wake func()) error {
 	backoff := 100 * time.Millisecond
 	for ctx.Err() == nil {

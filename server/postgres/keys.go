@@ -1,8 +1,11 @@
 package postgres
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -26,8 +29,8 @@ func (s *keyStorage) KEK(ctx context.Context, id string, candidate *keyset.Wrapp
 		}
 	}
 	var k keyset.WrappedKEK
-	err := s.pool.QueryRow(ctx, `SELECT id, root, wrapped FROM phi_kek WHERE CASE WHEN $1 = '' THEN active ELSE id = $1 END`, id).
-		Scan(&k.ID, &k.Root, &k.Wrapped)
+	err := s.pool.QueryRow(ctx, `SELECT id, root, wrapped, active FROM phi_kek WHERE CASE WHEN $1 = '' THEN active ELSE id = $1 END`, id).
+		Scan(&k.ID, &k.Root, &k.Wrapped, &k.Active)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return keyset.WrappedKEK{}, keyset.ErrUnknownKEK
 	}
@@ -35,6 +38,72 @@ func (s *keyStorage) KEK(ctx context.Context, id string, candidate *keyset.Wrapp
 		return keyset.WrappedKEK{}, bare("fetching key-encryption key", err)
 	}
 	return k, nil
+}
+
+// KEKs implements keyset.Storage.
+func (s *keyStorage) KEKs(ctx context.Context) ([]keyset.WrappedKEK, error) {
+	rows, err := s.pool.Query(ctx, `SELECT id, root, wrapped, active FROM phi_kek`)
+	if err != nil {
+		return nil, bare("fetching key-encryption keys", err)
+	}
+	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[keyset.WrappedKEK])
+	if err != nil {
+		return nil, bare("fetching key-encryption keys", err)
+	}
+	return all, nil
+}
+
+// AddUses implements keyset.Storage. Rows are locked in one order, so that two instances do not wait for each other.
+func (s *keyStorage) AddUses(ctx context.Context, uses []keyset.Uses) ([]keyset.Uses, error) {
+	slices.SortFunc(uses, func(a, b keyset.Uses) int {
+		return cmp.Or(cmp.Compare(a.KEK, b.KEK), bytes.Compare(a.Binding.Subject[:], b.Binding.Subject[:]),
+			cmp.Compare(a.Binding.Segment, b.Binding.Segment), cmp.Compare(a.Binding.KeyID, b.Binding.KeyID))
+	})
+	var keks []string
+	var subjects [][16]byte
+	var segments []int32
+	var ids, wraps, seals []int64
+	for _, u := range uses {
+		if u.KEK != "" {
+			keks, wraps = append(keks, u.KEK), append(wraps, u.N)
+			continue
+		}
+		b := u.Binding
+		subjects, segments, ids, seals = append(subjects, b.Subject), append(segments, int32(b.Segment)), append(ids, int64(b.KeyID)), append(seals, u.N)
+	}
+	var worn []keyset.Uses
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if len(keks) > 0 {
+			if _, err := tx.Exec(ctx, `UPDATE phi_kek k SET uses = k.uses + u.n FROM unnest($1::text[], $2::bigint[]) AS u (id, n)
+				WHERE k.id = u.id`, keks, wraps); err != nil {
+				return err
+			}
+		}
+		if len(subjects) > 0 {
+			for _, table := range []string{"phi_key", "phi_secret"} {
+				if _, err := tx.Exec(ctx, `UPDATE `+table+` k SET uses = k.uses + u.n
+					FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::bigint[]) AS u (subject, segment, key_id, n)
+					WHERE k.subject = u.subject AND k.segment = u.segment AND k.key_id = u.key_id`, subjects, segments, ids, seals); err != nil {
+					return err
+				}
+			}
+		}
+		rows, err := tx.Query(ctx, `
+			SELECT '', subject, segment, key_id, uses FROM phi_key WHERE uses >= 268435456 AND state = 'active'
+			UNION ALL SELECT '', subject, segment, key_id, uses FROM phi_secret WHERE uses >= 268435456
+			UNION ALL SELECT id, '00000000-0000-0000-0000-000000000000', 0, 0, uses FROM phi_kek WHERE uses >= 268435456 AND active`)
+		if err != nil {
+			return err
+		}
+		worn, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (u keyset.Uses, err error) {
+			return u, row.Scan(&u.KEK, &u.Binding.Subject, &u.Binding.Segment, &u.Binding.KeyID, &u.N)
+		})
+		return err
+	})
+	if err != nil {
+		return nil, bare("storing counts of encryptions", err)
+	}
+	return worn, nil
 }
 
 // Key implements phi.Storage.
