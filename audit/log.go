@@ -296,21 +296,22 @@ func listStreams(fs FS, dir string) ([]StreamID, error) {
 func (l *Log) Record(ctx context.Context, level Level, events ...*Event) (Receipt, error) {
 	s := l.spare.Get().(*submission)
 	if err := l.submit(s, level, events); err != nil {
-		s.events = nil
+		s.receipt = Receipt{}
 		l.spare.Put(s)
 		return Receipt{}, err
 	}
 	s.timer.Reset(l.cfg.TicketTimeout)
 	err, answered := s.wait(ctx, s.timer.C)
 	s.timer.Stop()
+	receipt := s.receipt
 	if answered {
-		s.events = nil
+		s.receipt = Receipt{}
 		l.spare.Put(s)
 	}
 	if err != nil {
 		return Receipt{}, err
 	}
-	return Receipt{events: events}, nil
+	return receipt, nil
 }
 
 // tell hands over an event of the system's own: it is taken during an outage, too.

@@ -1,14 +1,36 @@
 package audit
 
+import "slices"
+
 // Receipt is the proof that an event is durable at its level. Only Log makes one; the zero Receipt covers nothing.
-type Receipt struct{ events []*Event }
+//
+// It keeps the first event apart: a receipt for one, as nearly all are, needs no slice that outlives the call.
+type Receipt struct {
+	first *Event
+	rest  []*Event
+}
+
+func receiptFor(events []*Event) Receipt {
+	return Receipt{first: events[0], rest: append([]*Event(nil), events[1:]...)}
+}
+
+func (r Receipt) all(yield func(*Event) bool) {
+	if r.first == nil || !yield(r.first) {
+		return
+	}
+	for _, e := range r.rest {
+		if !yield(e) {
+			return
+		}
+	}
+}
 
 // Covers reports whether the receipt is for an event that names the record, or that names the patient to whose
 // compartment the record belongs, or (for a search whose hits are not known yet) the type: an event with
 // Interaction "search-type" and an Entity of that type without an ID. An event that tells of a refusal or a failure
 // (an Outcome above Success) discloses nothing and covers nothing.
 func (r Receipt) Covers(entityType, id, patient string) bool {
-	for _, e := range r.events {
+	for e := range r.all {
 		if e.Outcome > Success {
 			continue
 		}
@@ -26,4 +48,4 @@ func (r Receipt) Covers(entityType, id, patient string) bool {
 }
 
 // Events are the events that the receipt is for; do not change them.
-func (r Receipt) Events() []*Event { return r.events }
+func (r Receipt) Events() []*Event { return slices.Collect(r.all) }

@@ -10,9 +10,9 @@ import (
 // submission is one group of events on its way from a caller to durability. It is owned by one goroutine at a time:
 // caller, committer, syncer, shipper. The caller comes back to it only through granted.
 type submission struct {
-	events  []*Event
-	bodies  []byte // encoded events, one after the other
-	ends    []int  // where each ends
+	receipt Receipt // what the caller gets once it is granted
+	bodies  []byte  // encoded events, one after the other
+	ends    []int   // where each ends
 	level   Level
 	system  bool        // the system's own: taken during an outage, too
 	granted chan error  // buffered; gets exactly one value
@@ -29,7 +29,7 @@ func newSubmission() *submission {
 
 // encode fills the submission.
 func (s *submission) encode(level Level, events []*Event) error {
-	s.events, s.level = events, level
+	s.level = level
 	s.bodies, s.ends = s.bodies[:0], s.ends[:0]
 	for _, e := range events {
 		b, err := appendEvent(s.bodies, e)
@@ -39,6 +39,7 @@ func (s *submission) encode(level Level, events []*Event) error {
 		s.bodies = b
 		s.ends = append(s.ends, len(b))
 	}
+	s.receipt = receiptFor(events)
 	return nil
 }
 
@@ -65,7 +66,7 @@ func (t Ticket) Wait(ctx context.Context) (Receipt, error) {
 	if err != nil {
 		return Receipt{}, err
 	}
-	return Receipt{events: t.s.events}, nil
+	return t.s.receipt, nil
 }
 
 // wait returns the answer, or why there is none yet.
