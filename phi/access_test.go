@@ -96,12 +96,12 @@ func TestAccessMatrix(t *testing.T) {
 				}
 				for _, element := range strings.Fields(full + " " + obs) {
 					want := strings.Contains(" "+read.want.(string)+" ", " "+element+" ")
-					if got := strings.Contains(string(res.JSON), `"`+element+`":`); got != want && (element != "code" || read.ref.Type != "Patient") {
-						t.Errorf("%s shown: %v, want %v in %s", element, got, want, res.JSON)
+					if got := strings.Contains(string(res.JSON.Reveal()), `"`+element+`":`); got != want && (element != "code" || read.ref.Type != "Patient") {
+						t.Errorf("%s shown: %v, want %v in %s", element, got, want, res.JSON.Reveal())
 					}
 				}
-				if subsetted := read.want != full && read.want != obs; res.Subsetted != subsetted || strings.Contains(string(res.JSON), "SUBSETTED") != subsetted {
-					t.Errorf("SUBSETTED is wrong in %s", res.JSON)
+				if subsetted := read.want != full && read.want != obs; res.Subsetted != subsetted || strings.Contains(string(res.JSON.Reveal()), "SUBSETTED") != subsetted {
+					t.Errorf("SUBSETTED is wrong in %s", res.JSON.Reveal())
 				}
 				if !events[0].Decision.Allowed || events[0].Decision.Rule == "" || len(events[0].Classes) == 0 || events[0].Patient == "" {
 					t.Errorf("recorded %+v", events[0])
@@ -118,8 +118,8 @@ func TestDeidentifiedShowsNoIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, word := range []string{w.mine.ID, w.mineObs.ID, "2024-05-06", "weighed", "versionId", "lastUpdated"} {
-		if strings.Contains(string(res.JSON), word) || res.ID == word {
-			t.Errorf("%s is in %s", word, res.JSON)
+		if strings.Contains(string(res.JSON.Reveal()), word) || res.ID == word {
+			t.Errorf("%s is in %s", word, res.JSON.Reveal())
 		}
 	}
 	again, err := w.Records.Read(context.Background(), w.as("researcher"), w.mineObs.Ref)
@@ -163,8 +163,8 @@ func TestWhoMayWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !reg.Subsetted || strings.Contains(string(reg.JSON), `"gender"`) || !strings.Contains(string(reg.JSON), "Lindqvist") {
-		t.Errorf("registered %s", reg.JSON)
+	if !reg.Subsetted || strings.Contains(string(reg.JSON.Reveal()), `"gender"`) || !strings.Contains(string(reg.JSON.Reveal()), "Lindqvist") {
+		t.Errorf("registered %s", reg.JSON.Reveal())
 	}
 	// Who sees a part cannot replace or remove the whole.
 	body := strings.Replace(adam, `{"resourceType":"Patient"`, `{"resourceType":"Patient","id":"`+reg.ID+`"`, 1)

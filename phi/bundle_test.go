@@ -64,8 +64,8 @@ func TestTransaction(t *testing.T) {
 	}
 	patient := result.Entries[2].Written
 	for i, id := range map[int]string{1: patient.ID, 5: w.other.ID, 6: patient.ID} {
-		if !strings.Contains(string(result.Entries[i].Written.JSON), `"subject":{"reference":"Patient/`+id+`"}`) {
-			t.Errorf("entry %d: %s", i, result.Entries[i].Written.JSON)
+		if !strings.Contains(string(result.Entries[i].Written.JSON.Reveal()), `"subject":{"reference":"Patient/`+id+`"}`) {
+			t.Errorf("entry %d: %s", i, result.Entries[i].Written.JSON.Reveal())
 		}
 	}
 	if !result.Entries[7].Written.Unchanged || result.Entries[7].Written.ID != w.mine.ID {
@@ -300,7 +300,7 @@ func TestImportHistoryTakesTheNewest(t *testing.T) {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	got, err := b.Records.Read(context.Background(), backend(), phi.Ref{Type: "Organization", ID: "o1"})
-	if err != nil || !strings.Contains(string(got.JSON), "new") {
+	if err != nil || !strings.Contains(string(got.JSON.Reveal()), "new") {
 		t.Errorf("%+v, %v", got, err)
 	}
 }
@@ -326,7 +326,7 @@ func TestReferencesRelativeToFullURL(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := `"reference":"Patient/` + result.Entries[1].Written.ID + `"`; !strings.Contains(string(result.Entries[0].Written.JSON), want) {
-		t.Errorf("%s is not in %s", want, result.Entries[0].Written.JSON)
+	if want := `"reference":"Patient/` + result.Entries[1].Written.ID + `"`; !strings.Contains(string(result.Entries[0].Written.JSON.Reveal()), want) {
+		t.Errorf("%s is not in %s", want, result.Entries[0].Written.JSON.Reveal())
 	}
 }

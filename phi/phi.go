@@ -72,10 +72,10 @@ type Resource struct {
 	Ref
 	Version   int64
 	Updated   time.Time // UTC, milliseconds
-	Deleted   bool      // a tombstone in a history; JSON is nil
+	Deleted   bool      // a tombstone in a history; JSON is none
 	Method    string    // in a history: POST, PUT or DELETE
 	Subsetted bool
-	JSON      []byte // FHIR JSON with id and meta
+	JSON      PHI // FHIR JSON with id and meta
 }
 
 // Kind is the kind of an Error: a closed list that rest maps to HTTP statuses in one table.

@@ -338,7 +338,7 @@ func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
 	}
 	var meta [192]byte
 	m := appendMeta(meta[:0], row.Version, row.Updated, stored, res.Subsetted)
-	res.JSON = fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, elements)
+	res.JSON = Conceal(fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, elements))
 	return res
 }
 
@@ -349,12 +349,11 @@ func (a *attempt) renderDeidentified(res *Resource, elements []fhir.Element) *Re
 	text := fhir.Assemble(nil, res.Type, res.ID, []byte("{}"), elements)
 	res.ID = a.pseudonym(res.Ref)
 	res.Updated = time.Date(res.Updated.Year(), 1, 1, 0, 0, 0, 0, time.UTC)
-	res.JSON = nil
 	var kept []fhir.Element
 	if whole, issues := fhir.Parse(text); issues == nil {
 		kept = slices.DeleteFunc(deidentify(whole).Elements, func(e fhir.Element) bool { return e.Name == "meta" })
 	}
-	res.JSON = fhir.Assemble(nil, res.Type, res.ID, []byte(`{"tag":[`+subsettedTag+`]}`), kept)
+	res.JSON = Conceal(fhir.Assemble(nil, res.Type, res.ID, []byte(`{"tag":[`+subsettedTag+`]}`), kept))
 	return res
 }
 

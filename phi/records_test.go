@@ -142,11 +142,11 @@ func TestLifeOfARecord(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if content(t, got.JSON) != content(t, []byte(adam)) {
-		t.Errorf("read back %s", got.JSON)
+	if content(t, got.JSON.Reveal()) != content(t, []byte(adam)) {
+		t.Errorf("read back %s", got.JSON.Reveal())
 	}
 	if want := fmt.Sprintf(`{"resourceType":"Patient","id":%q,"meta":{"versionId":"1","lastUpdated":%q},`, p.ID,
-		got.Updated.Format("2006-01-02T15:04:05.000Z")); !strings.HasPrefix(string(got.JSON), want) {
+		got.Updated.Format("2006-01-02T15:04:05.000Z")); !strings.HasPrefix(string(got.JSON.Reveal()), want) {
 		t.Errorf("JSON starts %.150s, want %s", got.JSON, want)
 	}
 
@@ -161,11 +161,11 @@ func TestLifeOfARecord(t *testing.T) {
 	if err != nil || u.Version != 2 || u.Created {
 		t.Fatalf("updated %+v: %v", u, err)
 	}
-	if !strings.Contains(string(u.JSON), `"meta":{"versionId":"2","lastUpdated":"`) || !strings.Contains(string(u.JSON), `"profile":["http://p.test"]}`) {
-		t.Errorf("meta of %.200s", u.JSON)
+	if !strings.Contains(string(u.JSON.Reveal()), `"meta":{"versionId":"2","lastUpdated":"`) || !strings.Contains(string(u.JSON.Reveal()), `"profile":["http://p.test"]}`) {
+		t.Errorf("meta of %.200s", u.JSON.Reveal())
 	}
 	old, err := b.Records.ReadVersion(ctx, backend(), p.Ref, 1)
-	if err != nil || !strings.Contains(string(old.JSON), `"male"`) {
+	if err != nil || !strings.Contains(string(old.JSON.Reveal()), `"male"`) {
 		t.Errorf("version 1: %v", err)
 	}
 	_, err = b.Records.ReadVersion(ctx, backend(), p.Ref, 9)
@@ -316,7 +316,7 @@ func TestIntegrity(t *testing.T) {
 					wantKind(t, err, phi.Integrity)
 				}
 				if res != nil {
-					t.Errorf("disclosed %s", res.JSON)
+					t.Errorf("disclosed %s", res.JSON.Reveal())
 				}
 			})
 			alarm := false
@@ -432,8 +432,8 @@ func TestConditionalCreateRace(t *testing.T) {
 		if !w.Unchanged {
 			created++
 		}
-		if w.ID != results[0].ID || len(w.JSON) == 0 {
-			t.Errorf("got %s %.80s", w.Ref, w.JSON)
+		if w.ID != results[0].ID || len(w.JSON.Reveal()) == 0 {
+			t.Errorf("got %s %.80s", w.Ref, w.JSON.Reveal())
 		}
 	}
 	if created != 1 {

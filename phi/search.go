@@ -410,12 +410,13 @@ func (a *attempt) candidate(ctx context.Context, q *query, row *Sealed, receipt 
 	}
 	since := a.clock()
 	defer func() { a.trace.Crypto += a.clock() - since }()
-	parsed, issues := fhir.Parse(resource.JSON)
+	parsed, issues := fhir.Parse(resource.JSON.Reveal())
 	if issues != nil {
 		return nil, a.broken(ctx, row, errIntegrity)
 	}
 	for _, c := range q.criteria {
 		if !c.Match(parsed) {
+			resource.JSON.Clear()
 			return nil, nil
 		}
 	}
@@ -487,6 +488,7 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 		return nil, nil, e
 	}
 	for _, h := range hits {
+		h.resource.JSON.Clear()
 		found = append(found, h.row)
 	}
 	return found, q, nil

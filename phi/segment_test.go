@@ -122,7 +122,7 @@ func TestLabelChange(t *testing.T) {
 		t.Fatal(history, err)
 	}
 	for _, r := range history.Resources {
-		if !r.Deleted && !strings.Contains(string(r.JSON), "secretly weighed") {
+		if !r.Deleted && !strings.Contains(string(r.JSON.Reveal()), "secretly weighed") {
 			t.Errorf("version %d does not open", r.Version)
 		}
 	}

@@ -218,7 +218,7 @@ func (v *benchVerb) floor(ctx context.Context, records *phi.Records, adminDSN st
 		if err != nil {
 			return nil, err
 		}
-		rows[id] = res.JSON
+		rows[id] = res.JSON.Reveal()
 	}
 	f, err := postgres.OpenFloor(ctx, adminDSN, rows)
 	if err != nil {

@@ -52,11 +52,18 @@ func appendOutcome(dst []byte, issues []fhir.Issue) []byte {
 	return append(dst, `]}`...)
 }
 
+// appendRecord appends what is shown of a record and clears where it stood: the body that is written is the copy that is left.
+func appendRecord(dst []byte, p phi.PHI) []byte {
+	dst = append(dst, p.Reveal()...)
+	p.Clear()
+	return dst
+}
+
 // room is the size of what a page needs: its resources and a little around each.
 func room(p *phi.Page) int {
 	n := 512
 	for _, r := range p.Resources {
-		n += len(r.JSON) + 256
+		n += r.JSON.Len() + 256
 	}
 	return n
 }
@@ -81,7 +88,7 @@ func appendSearchset(dst []byte, base, resourceType string, p *phi.Page) []byte 
 		dst = entries.next()
 		dst = appendMember(dst, "fullUrl", base+"/"+r.Type+"/"+r.ID)
 		dst = append(dst, `,"resource":`...)
-		dst = append(dst, r.JSON...)
+		dst = appendRecord(dst, r.JSON)
 		entries.dst = append(dst, `,"search":{"mode":"match"}}`...)
 	}
 	if len(p.Warnings) > 0 {
@@ -107,9 +114,9 @@ func appendHistory(dst []byte, base, path string, p *phi.Page) []byte {
 	for _, r := range p.Resources {
 		dst = entries.next()
 		dst = appendMember(dst, "fullUrl", base+"/"+r.Type+"/"+r.ID)
-		if !r.Deleted && r.JSON != nil {
+		if !r.Deleted && r.JSON.Len() > 0 {
 			dst = append(dst, `,"resource":`...)
-			dst = append(dst, r.JSON...)
+			dst = appendRecord(dst, r.JSON)
 		}
 		target, status := r.Type+"/"+r.ID, "200 OK"
 		switch {
@@ -209,7 +216,7 @@ func appendBundleResult(dst []byte, base string, b *phi.BundleResult, ret string
 // appendEntryResult appends the rest of an entry whose brace is open. page is the searchset of an entry that searched.
 func appendEntryResult(dst []byte, base string, e *phi.EntryResult, page []byte, ret string) []byte {
 	var status string
-	var resource []byte
+	resource := phi.Conceal(page)
 	var version *phi.Resource
 	var failure []byte
 	location := ""
@@ -234,15 +241,15 @@ func appendEntryResult(dst []byte, base string, e *phi.EntryResult, page []byte,
 	case e.Resource != nil:
 		status, version, resource = statusLine(http.StatusOK), e.Resource, e.Resource.JSON
 	case e.Page != nil:
-		status, resource = statusLine(http.StatusOK), page
+		status = statusLine(http.StatusOK)
 	}
-	if len(resource) > 0 {
+	if resource.Len() > 0 {
 		if version != nil {
 			dst = appendMember(dst, "fullUrl", base+"/"+version.Type+"/"+version.ID)
 			dst = append(dst, ',')
 		}
 		dst = append(dst, `"resource":`...)
-		dst = append(dst, resource...)
+		dst = appendRecord(dst, resource)
 		dst = append(dst, ',')
 	}
 	dst = append(dst, `"response":{`...)

@@ -18,7 +18,7 @@ func record(version int64, method string) *phi.Resource {
 		Updated: time.Date(2026, 1, 2, 3, 4, 5, 678e6, time.UTC),
 	}
 	if r.Deleted = method == "DELETE"; !r.Deleted {
-		r.JSON = []byte(`{"resourceType":"Patient","id":"p1","multipleBirthInteger":2,"extension":[{"url":"http://x.test","valueDecimal":1.10}]}`)
+		r.JSON = phi.Conceal([]byte(`{"resourceType":"Patient","id":"p1","multipleBirthInteger":2,"extension":[{"url":"http://x.test","valueDecimal":1.10}]}`))
 	}
 	return r
 }
@@ -124,19 +124,21 @@ func TestHistoryBundle(t *testing.T) {
 }
 
 func TestBundleResult(t *testing.T) {
-	updated := &phi.Written{Resource: record(2, "PUT")}
-	created := &phi.Written{Resource: record(1, "POST"), Created: true}
-	deleted := &phi.Written{Resource: record(3, "DELETE")}
 	result := &phi.BundleResult{Type: "batch-response", Entries: []phi.EntryResult{
-		{Method: "POST", Written: created},
-		{Method: "PUT", Written: updated},
-		{Method: "DELETE", Written: deleted},
-		{Method: "GET", Resource: record(2, "PUT")},
-		{Method: "GET", Page: &phi.Page{Resources: []*phi.Resource{record(2, "PUT")}, Total: 1}},
+		{Method: "POST", Written: &phi.Written{Resource: record(1, "POST"), Created: true}},
+		{Method: "PUT", Written: &phi.Written{Resource: record(2, "PUT")}},
+		{Method: "DELETE", Written: &phi.Written{Resource: record(3, "DELETE")}},
+		{Method: "GET"},
+		{Method: "GET"},
 		{Method: "PUT", Err: &phi.Error{Kind: phi.Unprocessable, Issues: []fhir.Issue{{Severity: "error", Code: "required", Expression: "Bundle.entry[5].resource.status"}}}},
 		{Method: "GET", Err: &phi.Error{Kind: phi.NotFound, Issues: []fhir.Issue{{Severity: "error", Code: "not-found", Diagnostics: "outside compartment of p1"}}}},
 	}}
+	reads := func() { // what is written into a body is cleared where it stood
+		result.Entries[3].Resource = record(2, "PUT")
+		result.Entries[4].Page = &phi.Page{Resources: []*phi.Resource{record(2, "PUT")}, Total: 1}
+	}
 	patients := func(int) string { return "Patient" }
+	reads()
 	b := appendBundleResult(nil, testBase, result, "representation", patients)
 	m := validBundle(t, b)
 	for i, status := range []string{"201 Created", "200 OK", "204 No Content", "200 OK", "200 OK", "422 Unprocessable Entity", "404 Not Found"} {
@@ -153,6 +155,10 @@ func TestBundleResult(t *testing.T) {
 	if strings.Contains(string(b), "compartment") {
 		t.Error("why a record is not found is told")
 	}
+	if text := result.Entries[0].Written.JSON.Reveal(); strings.Trim(string(text), "\x00") != "" {
+		t.Errorf("%q is left of a record whose text is in the body", text)
+	}
+	reads()
 	small := string(appendBundleResult(nil, testBase, result, "", patients))
 	if n := strings.Count(small, `"resourceType":"Patient"`); n != 2 {
 		t.Errorf("%d resources without Prefer, want those of the two reads", n)

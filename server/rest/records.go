@@ -67,7 +67,7 @@ func (c *call) read() error {
 		c.http.Response().SetStatusCode(http.StatusNotModified)
 		return nil
 	}
-	return c.send(http.StatusOK, r.JSON)
+	return c.send(http.StatusOK, r.JSON.Reveal())
 }
 
 func (c *call) readVersion() error {
@@ -84,7 +84,7 @@ func (c *call) readVersion() error {
 		return err
 	}
 	c.versioned(r)
-	return c.send(http.StatusOK, r.JSON)
+	return c.send(http.StatusOK, r.JSON.Reveal())
 }
 
 func (c *call) history() error {
@@ -301,7 +301,7 @@ func (c *call) written(w *phi.Written) error {
 		}
 		return c.send(status, appendOutcome(nil, []fhir.Issue{{Severity: "information", Code: "informational", Diagnostics: text}}))
 	}
-	return c.send(status, w.JSON)
+	return c.send(status, w.JSON.Reveal())
 }
 
 // versioned sets the headers that name a version.
