@@ -26,6 +26,10 @@ type Storage struct {
 	imported map[[16]byte]bool
 	keks     []keyset.WrappedKEK
 	uses     map[useName]int64
+	turning  map[keyset.Binding]phi.KeyState // data keys that are not active
+	renewals []phi.Renewal
+	renewed  map[keyset.Binding]int64 // the renewal that made a key
+	claims   map[keyName]bool
 
 	policy auth.Policy
 	grants map[phi.Treatment]bool
@@ -52,6 +56,9 @@ func NewStorage() *Storage {
 		secrets:  map[string]phi.WrappedKey{},
 		imported: map[[16]byte]bool{},
 		uses:     map[useName]int64{},
+		turning:  map[keyset.Binding]phi.KeyState{},
+		renewed:  map[keyset.Binding]int64{},
+		claims:   map[keyName]bool{},
 		policy:   Policy(),
 		grants:   map[phi.Treatment]bool{},
 		epoch:    1,
@@ -263,11 +270,7 @@ func (s *Storage) Key(_ context.Context, subject phi.UUID, segment uint16) (phi.
 	if err != nil {
 		return phi.WrappedKey{}, err
 	}
-	keys := s.keys[keyName{subject, segment}]
-	if len(keys) == 0 {
-		return phi.WrappedKey{}, phi.ErrNotFound
-	}
-	return keys[len(keys)-1], nil
+	return s.activeKey(keyName{subject, segment})
 }
 
 func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Guard) error {
@@ -294,7 +297,7 @@ func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Gua
 	}
 	for i := range writes {
 		w, name := &writes[i], keyName{writes[i].Subject, writes[i].Segment}
-		mine := func(k phi.WrappedKey) bool { return k.KeyID == w.KeyID }
+		mine := func(k phi.WrappedKey) bool { return k.KeyID == w.KeyID && s.turning[bindingOf(k)] == "" }
 		if !slices.ContainsFunc(s.keys[name], mine) && !slices.ContainsFunc(fresh[name], mine) {
 			return &phi.ConflictError{Ref: w.Ref, Err: phi.ErrKey}
 		}
@@ -335,7 +338,7 @@ func (s *Storage) EnsureKey(_ context.Context, candidate phi.WrappedKey) (phi.Wr
 		}
 		s.keys[name] = []phi.WrappedKey{candidate}
 	}
-	return s.keys[name][len(s.keys[name])-1], nil
+	return s.activeKey(name)
 }
 
 func (s *Storage) Secret(_ context.Context, name string, candidate phi.WrappedKey) (phi.WrappedKey, error) {

@@ -1,0 +1,254 @@
+package phitest
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
+)
+
+var _ phi.RotationStorage = (*Storage)(nil)
+
+func bindingOf(k phi.WrappedKey) keyset.Binding {
+	return keyset.Binding{Subject: k.Subject, Segment: k.Segment, KeyID: k.KeyID}
+}
+
+func compareBindings(a, b keyset.Binding) int {
+	return cmp.Or(bytes.Compare(a.Subject[:], b.Subject[:]), cmp.Compare(a.Segment, b.Segment), cmp.Compare(a.KeyID, b.KeyID))
+}
+
+// activeKey returns the key that seals what is new in a subject's segment.
+func (s *Storage) activeKey(name keyName) (phi.WrappedKey, error) {
+	for _, k := range s.keys[name] {
+		if s.turning[bindingOf(k)] == "" {
+			return k, nil
+		}
+	}
+	return phi.WrappedKey{}, phi.ErrNotFound
+}
+
+// state returns a key's, "" when it is not there.
+func (s *Storage) state(b keyset.Binding) phi.KeyState {
+	there := func(k phi.WrappedKey) bool { return k.KeyID == b.KeyID }
+	if !slices.ContainsFunc(s.keys[keyName{b.Subject, b.Segment}], there) {
+		return ""
+	}
+	return cmp.Or(s.turning[b], phi.KeyActive)
+}
+
+func (s *Storage) BeginRenewal(_ context.Context, by string) (phi.Renewal, error) {
+	unlock, err := s.read("BeginRenewal")
+	defer unlock()
+	if err != nil {
+		return phi.Renewal{}, err
+	}
+	for _, r := range s.renewals {
+		if r.Finished.IsZero() {
+			return r, nil
+		}
+	}
+	s.renewals = append(s.renewals, phi.Renewal{ID: int64(len(s.renewals) + 1), By: by, Begun: time.Now()})
+	return s.renewals[len(s.renewals)-1], nil
+}
+
+func (s *Storage) FinishRenewal(_ context.Context, id int64) error {
+	unlock, err := s.read("FinishRenewal")
+	defer unlock()
+	if err == nil {
+		s.renewals[id-1].Finished = time.Now()
+	}
+	return err
+}
+
+// DataKeys knows no age of keys: Due chooses none.
+func (s *Storage) DataKeys(_ context.Context, q phi.KeyQuery) ([]phi.StoredKey, error) {
+	unlock, err := s.read("DataKeys")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	keys := s.chosen(q)
+	return keys[:min(len(keys), q.Limit)], nil
+}
+
+func (s *Storage) chosen(q phi.KeyQuery) (chosen []phi.StoredKey) {
+	for name, keys := range s.keys {
+		for _, k := range keys {
+			b := bindingOf(k)
+			switch {
+			case s.state(b) != q.State,
+				q.Subjects != nil && !slices.Contains(q.Subjects, name.subject),
+				!q.Due.IsZero() && s.uses[useName{binding: b}] < keyset.Worn,
+				q.Renewal != 0 && s.renewed[b] >= q.Renewal,
+				compareBindings(b, q.After) <= 0:
+				continue
+			}
+			chosen = append(chosen, phi.StoredKey{WrappedKey: k, State: q.State, Renewal: s.renewed[b]})
+		}
+	}
+	slices.SortFunc(chosen, func(a, b phi.StoredKey) int { return compareBindings(bindingOf(a.WrappedKey), bindingOf(b.WrappedKey)) })
+	return chosen
+}
+
+func (s *Storage) CountKeys(_ context.Context, q phi.KeyQuery) (keys, rows int64, err error) {
+	unlock, err := s.read("CountKeys")
+	defer unlock()
+	if err != nil {
+		return 0, 0, err
+	}
+	chosen := s.chosen(q)
+	for _, versions := range s.records {
+		for _, w := range versions {
+			if slices.ContainsFunc(chosen, func(k phi.StoredKey) bool { return k.Subject == w.Subject && k.Segment == w.Segment }) {
+				rows++
+			}
+		}
+	}
+	return int64(len(chosen)), rows, nil
+}
+
+func (s *Storage) Claim(_ context.Context, keys []keyset.Binding) (mine []keyset.Binding, release func(), err error) {
+	unlock, err := s.read("Claim")
+	defer unlock()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, k := range keys {
+		if name := (keyName{k.Subject, k.Segment}); !s.claims[name] {
+			s.claims[name] = true
+			mine = append(mine, k)
+		}
+	}
+	claimed := slices.Clone(mine)
+	return mine, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, k := range claimed {
+			delete(s.claims, keyName{k.Subject, k.Segment})
+		}
+	}, nil
+}
+
+func (s *Storage) AddKeys(_ context.Context, keys []phi.StoredKey) error {
+	unlock, err := s.read("AddKeys")
+	defer unlock()
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		name, b := keyName{k.Subject, k.Segment}, bindingOf(k.WrappedKey)
+		if _, err := s.activeKey(name); err != nil || s.state(b) != "" {
+			continue
+		}
+		s.keys[name] = append(s.keys[name], k.WrappedKey)
+		s.turning[b], s.renewed[b] = phi.KeyKnown, k.Renewal
+	}
+	return nil
+}
+
+func (s *Storage) Activate(_ context.Context, keys []keyset.Binding) (retired []keyset.Binding, err error) {
+	unlock, err := s.read("Activate")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range keys {
+		next := b
+		next.KeyID++
+		old := func(k phi.WrappedKey) bool { return s.turning[bindingOf(k)] == phi.KeyRetired }
+		if s.state(b) != phi.KeyActive || s.state(next) != phi.KeyKnown || slices.ContainsFunc(s.keys[keyName{b.Subject, b.Segment}], old) {
+			continue
+		}
+		s.turning[b] = phi.KeyRetired
+		delete(s.turning, next)
+		retired = append(retired, b)
+	}
+	return retired, nil
+}
+
+func (s *Storage) RowsUnder(_ context.Context, keys []keyset.Binding, limit int) (rows []phi.RowName, err error) {
+	unlock, err := s.read("RowsUnder")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	for ref, versions := range s.records {
+		for i, w := range versions {
+			b := keyset.Binding{Subject: w.Subject, Segment: w.Segment, KeyID: w.KeyID}
+			if len(rows) < limit && slices.Contains(keys, b) && s.state(b) != "" {
+				rows = append(rows, phi.RowName{Ref: ref, Version: w.Version, Superseded: i < len(versions)-1})
+			}
+		}
+	}
+	return rows, nil
+}
+
+// stored returns a version, current or not as the name says.
+func (s *Storage) stored(n phi.RowName) (versions []*phi.Write, i int) {
+	versions = s.records[n.Ref]
+	i = slices.IndexFunc(versions, func(w *phi.Write) bool { return w.Version == n.Version })
+	if i >= 0 && n.Superseded != (i < len(versions)-1) {
+		return versions, -1
+	}
+	return versions, i
+}
+
+func (s *Storage) FetchRows(_ context.Context, rows []phi.RowName) (fetched []*phi.Sealed, err error) {
+	unlock, err := s.read("FetchRows")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range rows {
+		if versions, i := s.stored(n); i >= 0 {
+			fetched = append(fetched, s.fetched(&versions[i].Sealed, phi.AllClasses))
+		}
+	}
+	return fetched, nil
+}
+
+func (s *Storage) StoreResealed(_ context.Context, rows []phi.Resealed) (n int, err error) {
+	unlock, err := s.read("StoreResealed")
+	defer unlock()
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range rows {
+		versions, i := s.stored(phi.RowName{Ref: r.Ref, Version: r.Version, Superseded: r.Superseded})
+		if i < 0 || versions[i].Subject != r.Subject || versions[i].Segment != r.Segment || versions[i].KeyID != r.Was {
+			continue
+		}
+		w := *versions[i]
+		w.Cells, w.Seal, w.KeyID = r.Cells, r.Seal, r.KeyID
+		versions[i] = &w
+		n++
+	}
+	return n, nil
+}
+
+func (s *Storage) RemoveKeys(_ context.Context, keys []keyset.Binding) (removed []keyset.Binding, err error) {
+	unlock, err := s.read("RemoveKeys")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	named := map[keyset.Binding]bool{}
+	for _, versions := range s.records {
+		for _, w := range versions {
+			named[keyset.Binding{Subject: w.Subject, Segment: w.Segment, KeyID: w.KeyID}] = true
+		}
+	}
+	for _, b := range keys {
+		if s.state(b) == phi.KeyRetired && !named[b] {
+			name := keyName{b.Subject, b.Segment}
+			s.keys[name] = slices.DeleteFunc(slices.Clone(s.keys[name]), func(k phi.WrappedKey) bool { return k.KeyID == b.KeyID })
+			delete(s.turning, b)
+			removed = append(removed, b)
+		}
+	}
+	return removed, nil
+}
