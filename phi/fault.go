@@ -29,7 +29,11 @@ func denied() *Error {
 
 func notFound() *Error { return fail(NotFound, "not-found", "there is no such record") }
 
-func gone() *Error { return fail(Gone, "deleted", "the record was deleted") }
+func gone() *Error { return fail(Gone, "deleted", "the resource was deleted") }
+
+func erased() *Error {
+	return fail(Gone, "deleted", "the patient's records were erased for good: their keys are destroyed")
+}
 
 func unavailable(err error) *Error {
 	return fail(Unavailable, "transient", "a part that must be there to disclose safely is not available now").because(err)

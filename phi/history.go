@@ -59,6 +59,9 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	if e := a.admit(ctx, a.verb.letter, a.ref.Type, rows[0].Patients, notFound); e != nil {
 		return nil, e
 	}
+	if rows[0].Erased {
+		return nil, erased()
+	}
 	result := &Page{Total: -1}
 	if len(rows) > count {
 		rows = rows[:count]
@@ -72,6 +75,12 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	named := slices.Clone(rows[0].Patients)
 	versions := make([]version, 0, len(rows))
 	for _, row := range rows {
+		if row.Erased { // of a patient whose record it once was
+			if result.Total > 0 {
+				result.Total--
+			}
+			continue
+		}
 		if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
 			if e.Kind == Unavailable {
 				return nil, e

@@ -25,7 +25,8 @@ type Sealed struct {
 	Seal     []byte
 	Digest   [16]byte // keyed digest of the submitted content: an import of the same content changes nothing
 
-	Key WrappedKey // the data key, fetched in the same round trip
+	Key    WrappedKey // the data key, fetched in the same round trip
+	Erased bool       // the subject was erased: its data keys are destroyed, and nothing of the row can be opened or verified
 }
 
 // Deleted reports a tombstone.

@@ -317,9 +317,12 @@ func (a *attempt) present(ctx context.Context, changes []*change) (map[Ref]*Seal
 		return nil, unavailable(err)
 	}
 	for _, row := range rows {
-		// Whose the record is, and under whose key new ones go, is about to be believed.
-		if e := a.verify(ctx, row); e != nil {
-			return nil, e
+		// Whose the record is, and under whose key new ones go, is about to be believed. That one was erased is said after the
+		// caller was decided about.
+		if !row.Erased {
+			if e := a.verify(ctx, row); e != nil {
+				return nil, e
+			}
 		}
 		there[row.Ref] = row
 	}
@@ -356,6 +359,8 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 		return a.overrule(denied())
 	}
 	switch {
+	case c.current != nil && c.current.Erased:
+		return erased()
 	case c.resource == nil && c.current == nil:
 		return notFound()
 	case c.ifMatch != 0 && (c.current == nil || c.current.Version != c.ifMatch):
@@ -410,7 +415,7 @@ func (a *attempt) checkPatients(changes []*change, there map[Ref]*Sealed) {
 		}
 		for _, id := range c.patients {
 			known := there[Ref{"Patient", id}]
-			exists := known != nil && !known.Deleted()
+			exists := known != nil && !known.Deleted() && !known.Erased
 			if p := arriving[id]; p != nil {
 				exists = p.resource != nil || p.existing != nil
 			}
@@ -699,6 +704,21 @@ func (u UUID) versioned() UUID {
 	u[6] = u[6]&0x0f | 0x40
 	u[8] = u[8]&0x3f | 0x80
 	return u
+}
+
+// ParseUUID reads what String writes.
+func ParseUUID(s string) (u UUID, err error) {
+	id, err := audit.ParseID(s)
+	return UUID(id), err
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (u UUID) MarshalText() ([]byte, error) { return []byte(u.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (u *UUID) UnmarshalText(text []byte) (err error) {
+	*u, err = ParseUUID(string(text))
+	return err
 }
 
 // String is the usual form in lower-case hex.

@@ -25,6 +25,9 @@ type Storage struct {
 	secrets  map[string]phi.WrappedKey
 	imported map[[16]byte]bool
 	keks     []keyset.WrappedKEK
+	requests []*phi.Erasure
+	erased   map[phi.UUID]bool
+	holds    []Hold
 	uses     map[useName]int64
 	turning  map[keyset.Binding]phi.KeyState // data keys that are not active
 	renewals []phi.Renewal
@@ -55,6 +58,7 @@ func NewStorage() *Storage {
 		keys:     map[keyName][]phi.WrappedKey{},
 		secrets:  map[string]phi.WrappedKey{},
 		imported: map[[16]byte]bool{},
+		erased:   map[phi.UUID]bool{},
 		uses:     map[useName]int64{},
 		turning:  map[keyset.Binding]phi.KeyState{},
 		renewed:  map[keyset.Binding]int64{},
@@ -152,6 +156,7 @@ func copyRow(row *phi.Sealed, classes phi.ClassSet) *phi.Sealed {
 // fetched joins the row's data key to it, as the storages do in one round trip.
 func (s *Storage) fetched(row *phi.Sealed, classes phi.ClassSet) *phi.Sealed {
 	c := copyRow(row, classes)
+	c.Erased = s.erased[row.Subject]
 	for _, k := range s.keys[keyName{row.Subject, row.Segment}] {
 		if k.KeyID == row.KeyID {
 			c.Key = k
