@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/compliance"
 	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
 )
 
 // complyVerb checks the controls on the live deployment.
@@ -86,7 +88,7 @@ func probes(r *rooms, s *settings) map[string]compliance.Probe {
 			return seen, len(sealed) == 2*len(classes) && len(open) == 0 && unsealed == 0 && !takes, err
 		},
 		"key-separation": func(context.Context) (string, bool, error) {
-			return fmt.Sprintf("root of the key hierarchy: %s", s.root.Name()), !s.root.Development(), nil
+			return fmt.Sprintf("root of the key hierarchy: %s", s.roots[0].Name()), !slices.ContainsFunc(s.roots, keyset.Root.Development), nil
 		},
 		"access-enforced": func(context.Context) (string, bool, error) {
 			nobody := r.access.Type(&auth.Principal{Subject: "nobody", Scopes: auth.ParseScopes("user/*.cruds")}, auth.Read, "Patient", "")

@@ -8,12 +8,14 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/phi/keyset"
+	"github.com/chartkeep/chartkeep/phi/keyset/kms"
 )
 
 // deployment names a running deployment: the settings of serve, or the data directory of a demo. Verbs that work on one
@@ -24,7 +26,12 @@ type deployment struct {
 	DatabaseURL          string        `help:"PostgreSQL connection URL of the role chartkeep, without a password." placeholder:"URL" group:"Deployment"`
 	ReadDatabaseURL      string        `help:"The same of a read replica, for officers' queries of the audit trail." placeholder:"URL" group:"Deployment"`
 	DatabasePasswordFile string        `help:"File that holds the database password." placeholder:"FILE" group:"Deployment"`
-	KMS                  string        `name:"kms" help:"Root of the key hierarchy: a KMS key URI. file:PATH is for development and refused by serve." placeholder:"URI" group:"Deployment"`
+	KMS                  []string      `name:"kms" help:"Root of the key hierarchy, a KMS key: aws-kms://ARN, gcp-kms://projects/…, hcvault://HOST/transit/keys/NAME. Given again, those that may still open what they wrapped: the first wraps what is new. file:PATH is for development and refused by serve." placeholder:"URI" group:"Deployment"`
+	KMSTokenFile         string        `name:"kms-token-file" help:"File with Vault's token, read again for each call. AWS and Google: their own default credentials." placeholder:"FILE" group:"Deployment"`
+	KMSCAFile            string        `name:"kms-ca-file" help:"CA certificates (PEM) of Vault, or of --kms-endpoint, instead of the system's." placeholder:"FILE" group:"Deployment"`
+	KMSEndpoint          string        `name:"kms-endpoint" help:"Google Cloud KMS by Private Service Connect. AWS: AWS_ENDPOINT_URL_KMS in the environment." placeholder:"HOST:PORT" group:"Deployment"`
+	KMSRefresh           time.Duration `name:"kms-refresh" help:"How often the KMS is asked again for the keys in use." default:"5m" placeholder:"DURATION" group:"Deployment"`
+	KMSHold              time.Duration `name:"kms-hold" help:"How long a key is used on while the KMS does not open it; then nothing is disclosed. Five minutes more than --kms-refresh at least." default:"10m" placeholder:"DURATION" group:"Deployment"`
 	Journal              string        `help:"Directory of the audit journal, on a disk that outlives the process." placeholder:"DIR" group:"Deployment"`
 	JournalKeep          time.Duration `help:"How long the journal keeps what the database has, as a second copy; up to 1 GiB, and less when space is short." default:"168h" placeholder:"DURATION" group:"Deployment"`
 	AuditDurability      string        `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
@@ -75,8 +82,10 @@ func readDemoFile(dir string) (*demoFile, error) {
 // settings are a deployment's, resolved: files read, a demo's folder looked up.
 type settings struct {
 	databaseDSN string
-	readDSN     string // "" reads where it writes
-	root        keyset.Root
+	readDSN     string        // "" reads where it writes
+	roots       []keyset.Root // the first wraps what is new
+	refresh     time.Duration // of what the roots have opened
+	hold        time.Duration
 	journal     string
 	keep        time.Duration // of shipped segments of the journal
 	level       audit.Level
@@ -109,7 +118,7 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 		}
 		return demoSettings(d.Data, f.DatabaseURL, durability(d.AuditDurability))
 	}
-	for name, value := range map[string]string{"--database-url": d.DatabaseURL, "--kms": d.KMS, "--journal": d.Journal} {
+	for name, value := range map[string]string{"--database-url": d.DatabaseURL, "--kms": strings.Join(d.KMS, ""), "--journal": d.Journal} {
 		if value == "" {
 			return nil, usage("%s is missing", name)
 		}
@@ -124,17 +133,23 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 			return nil, fmt.Errorf("--read-database-url: %w", err)
 		}
 	}
-	root, err := openRoot(d.KMS)
+	if d.KMSRefresh < time.Second || d.KMSHold-d.KMSRefresh < 5*time.Minute {
+		return nil, usage("--kms-hold %s is not five minutes more than --kms-refresh %s: an outage of the KMS that short must go unnoticed", d.KMSHold, d.KMSRefresh)
+	}
+	roots, err := d.openRoots()
 	if err != nil {
 		return nil, err
 	}
-	if production && root.Development() {
-		return nil, usage("--kms %s is a development key: its holder can read every record on this disk; name a KMS key", d.KMS)
+	if development := slices.IndexFunc(roots, keyset.Root.Development); production && development >= 0 {
+		return nil, usage("--kms %s is a development key: its holder can read every record on this disk; name a KMS key", d.KMS[development])
 	}
 	if production && len(d.CheckpointKey) == 0 {
 		return nil, usage("--checkpoint-key is missing: it signs the audit trail's checkpoints; make one with: chartkeep audit keygen --origin NAME --out FILE")
 	}
-	s := &settings{databaseDSN: dsn, readDSN: readDSN, root: root, journal: d.Journal, keep: cmp.Or(d.JournalKeep, -1), level: durability(d.AuditDurability)}
+	s := &settings{
+		databaseDSN: dsn, readDSN: readDSN, roots: roots, refresh: d.KMSRefresh, hold: d.KMSHold, journal: d.Journal, keep: cmp.Or(d.JournalKeep, -1),
+		level: durability(d.AuditDurability),
+	}
 	return s, d.read(s)
 }
 
@@ -158,7 +173,7 @@ func demoSettings(dir, adminDSN string, level audit.Level) (*settings, error) {
 		return nil, err
 	}
 	return &settings{
-		databaseDSN: dsn.String(), root: root, journal: filepath.Join(dir, demoJournal), level: level,
+		databaseDSN: dsn.String(), roots: []keyset.Root{root}, journal: filepath.Join(dir, demoJournal), level: level,
 		keys: []audit.LogKey{key}, anchors: []audit.Anchor{audit.AnchorDir(filepath.Join(dir, demoAnchors))},
 	}, nil
 }
@@ -177,13 +192,25 @@ func (s *settings) levels() phi.Levels {
 	return phi.Levels{Disclosure: s.level, Other: audit.Process}
 }
 
-// openRoot opens the root of the key hierarchy that a --kms setting names.
-func openRoot(uri string) (keyset.Root, error) {
-	path, ok := strings.CutPrefix(uri, "file:")
-	if !ok {
-		return nil, usage("--kms %s: this build knows file:PATH only", uri)
+// openRoots opens the roots of the key hierarchy that the --kms settings name.
+func (d *deployment) openRoots() ([]keyset.Root, error) {
+	var roots []keyset.Root
+	for _, uri := range d.KMS {
+		if path, ok := strings.CutPrefix(uri, "file:"); ok {
+			root, err := keyset.NewFileRoot(path, false)
+			if err != nil {
+				return nil, err
+			}
+			roots = append(roots, root)
+			continue
+		}
+		root, err := kms.Open(uri, kms.Config{TokenFile: d.KMSTokenFile, CAFile: d.KMSCAFile, Endpoint: d.KMSEndpoint})
+		if err != nil {
+			return nil, usage("--kms: %v", err)
+		}
+		roots = append(roots, root)
 	}
-	return keyset.NewFileRoot(path, false)
+	return roots, nil
 }
 
 // withPassword puts the content of a file into a connection URL, which itself must not carry a password: command lines

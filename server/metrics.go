@@ -134,6 +134,10 @@ func newDescs() map[string]*prometheus.Desc {
 		"auth_jwks_keys":                 "Keys of the issuer at hand.",
 		"auth_tokens_refused_total":      "Tokens refused.",
 		"auth_jwks_age_seconds":          "Time since the issuer's keys were fetched.",
+		"kek_age_seconds":                "Time since the KMS last opened the key-encryption key that waited longest.",
+		"kek_refresh_failures_total":     "Times that the KMS did not open a key-encryption key again.",
+		"keys_worn":                      "Keys that have encrypted 2^28 times: rotate them before they are refused at 2^31.",
+		"key_uses":                       "Encryptions under the key that did most, as far as that is stored; 0 below 2^28.",
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
 	}
@@ -194,6 +198,10 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	cache("relationships", access.Hits, access.Misses)
 	keys := c.rooms.keys.Stats()
 	cache("keys", keys.Hits, keys.Misses)
+	gauge("kek_age_seconds", keys.Age.Seconds())
+	counter("kek_refresh_failures_total", keys.RefreshFailures)
+	gauge("keys_worn", float64(keys.Worn))
+	gauge("key_uses", float64(keys.MostUses))
 	if c.verifier != nil {
 		v := c.verifier.Stats()
 		cache("tokens", v.Hits, v.Misses)

@@ -42,7 +42,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, ReadDSN: s.readDSN, Logger: log}); err != nil {
 		return nil, fmt.Errorf("opening database: %w", err)
 	}
-	if r.keys, err = keyset.Open(ctx, s.root, r.db.Keys()); err != nil {
+	if r.keys, err = (keyset.Config{Roots: s.roots, Storage: r.db.Keys(), Refresh: s.refresh, Hold: s.hold, Logger: log}).Open(ctx); err != nil {
 		return nil, fmt.Errorf("opening keys: %w", err)
 	}
 	if r.log, err = audit.Open(audit.Config{Dir: s.journal, Storage: r.db.Audit(), Keep: s.keep, Logger: log}); err != nil {

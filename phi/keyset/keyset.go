@@ -20,6 +20,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"sync"
@@ -134,7 +135,8 @@ type kek struct {
 // Config configures Keys.
 type Config struct {
 	// Roots are the roots that may be asked. The first wraps new key-encryption keys, the others open what they have wrapped: a
-	// stored key that names any other root is refused, so that who writes to the database cannot point us at a KMS of his.
+	// stored key that names any other root is refused, so that who writes to the database cannot point us at a KMS of his. Keys.Close
+	// closes those that are io.Closers.
 	Roots   []Root
 	Storage Storage
 	Refresh time.Duration // after which a root is asked again; 5 minutes when 0
@@ -211,6 +213,11 @@ func (k *Keys) Close() {
 	k.end()
 	k.loading.Wait()
 	k.cache.close()
+	for _, r := range k.roots {
+		if c, ok := r.(io.Closer); ok {
+			_ = c.Close() // of connections: nothing is lost
+		}
+	}
 }
 
 // AEAD returns the cipher of a wrapped data key (AES-256-GCM with random nonces: Seal and Open take a nil nonce,

@@ -43,6 +43,9 @@ func (e *RefusedError) Error() string {
 	return text
 }
 
+// Began is Since, for whoever asks an error only that.
+func (e *RefusedError) Began() time.Time { return e.Since }
+
 // refused makes the error of a key-encryption key that was held for too long. It does not wrap what the root said last: to
 // a caller, a root that says ErrWrapped after it has opened the same key is away all the same.
 func (k *Keys) refused(e *kek) error {

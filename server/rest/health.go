@@ -2,18 +2,20 @@ package rest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 )
 
 // healthz says that the process answers, nothing more: restarting it would not bring a database back.
 func (c *call) healthz() error { return c.sendJSON(http.StatusOK, map[string]string{"status": "ok"}) }
 
-// readyz runs every check at once and names the state of each; 503 when one fails. The reasons are for the log: an
-// error's text may name hosts.
+// readyz runs every check at once and names the state of each, and since when it fails where the check knows; 503 when one
+// does. The reasons are for the log: an error's text may name hosts.
 func (c *call) readyz() error {
 	names := slices.Sorted(maps.Keys(c.s.cfg.Checks))
 	errs := make([]error, len(names))
@@ -34,6 +36,10 @@ func (c *call) readyz() error {
 		checks[n] = "ok"
 		if errs[i] != nil {
 			status, checks[n] = http.StatusServiceUnavailable, "failing"
+			var known interface{ Began() time.Time }
+			if errors.As(errs[i], &known) {
+				checks[n] += " since " + known.Began().UTC().Format(time.RFC3339)
+			}
 			c.s.logger.Warn("not ready", "check", n, "error", errs[i])
 		}
 	}
