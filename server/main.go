@@ -56,6 +56,10 @@ type terminal struct {
 }
 
 func main() {
+	if err := forbidCoreDumps(); err != nil {
+		fmt.Fprintln(os.Stderr, "chartkeep:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr})
 	stop()
