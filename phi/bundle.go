@@ -59,9 +59,7 @@ func (e *bundleEntry) place() string {
 // Bundle executes a transaction (all or nothing, urn:uuid: and conditional references resolved) or a batch (each entry
 // for itself) and returns the entries of the response in the request's order.
 func (r *Records) Bundle(ctx context.Context, c *Caller, body []byte) (*BundleResult, error) {
-	shared := *c
-	shared.export = newExport() // so that what its entries read joins
-	a := r.begin(&shared, verbBatch, Ref{})
+	a := r.begin(c, verbBatch, Ref{})
 	kind, entries, e := parseBundle(body)
 	if e != nil {
 		return nil, a.refuse(ctx, e)
@@ -281,7 +279,7 @@ func (a *attempt) transaction(ctx context.Context, entries []*bundleEntry) (*Bun
 func (a *attempt) tryTransaction(ctx context.Context, entries []*bundleEntry) (*BundleResult, *Error) {
 	changes := make([]*change, len(entries)) // nil for reads
 	links := newLinks(a)
-	var guards []Guard
+	var guards []*guard
 	taken, conditions := map[Ref]bool{}, map[string]bool{}
 	for i, e := range entries {
 		c, g, fault := a.entryChange(ctx, e)
@@ -337,7 +335,7 @@ func (a *attempt) tryTransaction(ctx context.Context, entries []*bundleEntry) (*
 }
 
 // entryChange makes the change that an entry asks for; nil for a read.
-func (a *attempt) entryChange(ctx context.Context, e *bundleEntry) (*change, []Guard, *Error) {
+func (a *attempt) entryChange(ctx context.Context, e *bundleEntry) (*change, []*guard, *Error) {
 	if e.err != nil {
 		return nil, nil, e.err
 	}

@@ -13,16 +13,19 @@ import (
 	"github.com/chartkeep/chartkeep/phi/fhir"
 )
 
-// index makes blind index tokens:
+// index makes the blind index tokens of one generation:
 //
-//	HMAC-SHA256(key of the kind, normaliser version | resource type | 0x00 | normalised value), first 16 bytes
+//	HMAC-SHA256(key of the kind and generation, rules | resource type | 0x00 | normalised value), first 16 bytes
 //
-// Each kind has its own random key, and the type is in the message, so equal values show as equal only within one kind
-// and type. Whoever has a key can enumerate (all birth dates within milliseconds): index keys are guarded like
-// key-encryption keys. Safe for concurrent use.
-type index struct{ keys map[TokenKind][]byte }
+// Each kind has its own random key in each generation, and the type is in the message, so equal values show as equal only
+// within one kind, type and generation. Whoever has a key can enumerate (all birth dates within milliseconds): index keys are
+// guarded like key-encryption keys. Safe for concurrent use.
+type index struct {
+	IndexGeneration
+	keys map[TokenKind][]byte
+}
 
-// indexKeyNames names the organisation's secret behind each kind of token.
+// indexKeyNames names the organisation's secret behind each kind of token, in generation 1.
 func indexKeyNames() map[TokenKind]string {
 	return map[TokenKind]string{
 		TokenIdentifier:      "index-identifier",
@@ -33,12 +36,39 @@ func indexKeyNames() map[TokenKind]string {
 		TokenBirthDate:       "index-birth-date",
 		TokenPhone:           "index-phone",
 		TokenEmail:           "index-email",
+		TokenName:            "index-name",
+		TokenFamily:          "index-family",
+		TokenGiven:           "index-given",
+		TokenFamilyBirth:     "index-family-birth",
+		TokenInitialYear:     "index-initial-year",
 	}
+}
+
+// kinds are the kinds of tokens of a generation, with the names of their secrets: what has no key is not indexed.
+func (g IndexGeneration) kinds() map[TokenKind]string {
+	kinds := indexKeyNames()
+	drop := func(unwanted ...TokenKind) {
+		for _, kind := range unwanted {
+			delete(kinds, kind)
+		}
+	}
+	if g.Names != NamesPrefix {
+		drop(TokenNamePrefix, TokenFamilyPrefix, TokenGivenPrefix)
+	}
+	if g.Names != NamesExact {
+		drop(TokenName, TokenFamily, TokenGiven)
+	}
+	if g.Rules < 2 {
+		drop(TokenFamilyBirth, TokenInitialYear)
+	}
+	return kinds
 }
 
 // newIndex makes an index of keys (32 bytes a kind), which it keeps. Kinds without a key are not indexed, and lookups
 // that need them are not ok.
-func newIndex(keys map[TokenKind][]byte) *index { return &index{keys: keys} }
+func newIndex(g IndexGeneration, keys map[TokenKind][]byte) *index {
+	return &index{IndexGeneration: g, keys: keys}
+}
 
 // prefixLengths returns the lengths at which normalised names are cut, in bytes of UTF-8: the cut is at the rune
 // boundary at or before. In bytes, because a Han character says as much as three Latin letters. One Latin letter is not
@@ -54,28 +84,49 @@ func cut(s string, n int) string {
 	return s[:n]
 }
 
-// tokens returns the record's tokens, sorted, without duplicates: of identifier and telecom in every type, of name and
-// birthDate in types that stand for persons.
-func (x *index) tokens(r *fhir.Resource) []Token {
-	m := minter{index: x, resourceType: r.Type}
-	for _, e := range r.Elements {
-		class := classOf(r.Type, e.Name)
+// prefixes are the indexed prefixes of a normalised name, ascending.
+func prefixes(name string) []string {
+	var cuts []string
+	for _, n := range prefixLengths() {
+		if n > len(name) {
+			break
+		}
+		if prefix := cut(name, n); prefix != "" && (len(cuts) == 0 || cuts[len(cuts)-1] != prefix) {
+			cuts = append(cuts, prefix)
+		}
+	}
+	return cuts
+}
+
+// tokens returns the tokens of a record's elements, sorted, without duplicates: of identifier and telecom in every type, of
+// name and birthDate in types that stand for persons.
+func (x *index) tokens(resourceType string, elements []fhir.Element) []Token {
+	m := minter{index: x, resourceType: resourceType}
+	var p person
+	for _, e := range elements {
+		class := classOf(resourceType, e.Name)
 		switch {
 		case e.Name == "identifier" && class == ClassIdentifier:
 			each(e.Raw, func(id gjson.Result) {
-				value := normalizeIdentifier(id.Get("value").String())
+				value := x.identifier(id.Get("value").String())
 				if value == "" {
 					return
 				}
 				m.add(TokenIdentifierValue, value)
-				m.add(TokenIdentifier, strings.TrimSpace(id.Get("system").String())+"|"+value)
+				m.add(TokenIdentifier, identified(id.Get("system").String(), value))
 			})
-		case e.Name == "name" && isPerson(r.Type):
-			each(e.Raw, m.addName)
-		case e.Name == "birthDate" && isPerson(r.Type):
-			if date := gjson.ParseBytes(e.Raw).String(); isDate(date) {
+		case e.Name == "name" && isPerson(resourceType):
+			each(e.Raw, func(name gjson.Result) {
+				m.addName(name)
+				p.add(x, name)
+			})
+		case e.Name == "birthDate" && isPerson(resourceType):
+			date := gjson.ParseBytes(e.Raw).String()
+			if isDate(date) {
+				p.day = date
 				m.add(TokenBirthDate, date)
 			}
+			p.year, _ = birthYear(date)
 		case e.Name == "telecom" && class == ClassContact:
 			each(e.Raw, func(telecom gjson.Result) {
 				value := telecom.Get("value").String()
@@ -84,11 +135,12 @@ func (x *index) tokens(r *fhir.Resource) []Token {
 				case telecom.Get("system").String() == "email":
 					m.add(TokenEmail, normalizeEmail(value))
 				default:
-					m.add(TokenPhone, normalizePhone(value))
+					m.addPhone(value)
 				}
 			})
 		}
 	}
+	m.addCompounds(&p)
 	slices.SortFunc(m.tokens, compareTokens)
 	return slices.Compact(m.tokens)
 }
@@ -106,11 +158,53 @@ func each(raw []byte, f func(gjson.Result)) {
 	v.ForEach(func(_, item gjson.Result) bool { f(item); return true })
 }
 
+// identified is the message of an identifier's token. A system has no bar, or the value would seem to begin earlier; where one
+// does, two identifiers may share a token, and the candidates are verified after opening.
+func identified(system, value string) string { return strings.TrimSpace(system) + "|" + value }
+
+// person is what compound tokens are made of.
+type person struct {
+	families []string // as the generation indexes them in compounds
+	initials []string // first letters of the given names
+	day      string   // of birth; "" when it is not known to the day
+	year     string
+}
+
+func (p *person) add(x *index, name gjson.Result) {
+	p.families = append(p.families, x.familyTerms(name.Get("family").String())...)
+	for _, given := range name.Get("given").Array() {
+		if initial := initialOf(given.String()); initial != "" {
+			p.initials = append(p.initials, initial)
+		}
+	}
+}
+
+// familyTerms are a family name as compounds hold it: cut where prefixes are indexed, else whole and by word.
+func (x *index) familyTerms(family string) []string {
+	if _, ok := x.keys[TokenFamilyPrefix]; ok {
+		return prefixes(normalizeName(family))
+	}
+	return nameWords(family)
+}
+
+// familyTerm is the one of familyTerms by which a search finds the family name.
+func (x *index) familyTerm(search string) string {
+	name := normalizeName(search)
+	if _, ok := x.keys[TokenFamilyPrefix]; ok {
+		cuts := prefixes(name)
+		if len(cuts) == 0 {
+			return ""
+		}
+		return cuts[len(cuts)-1]
+	}
+	return name
+}
+
 // minter makes the tokens of one record or one lookup.
 type minter struct {
 	*index
 	resourceType string
-	macs         [TokenEmail + 1]hash.Hash
+	macs         [NumTokenKinds]hash.Hash
 	tokens       []Token
 }
 
@@ -126,7 +220,7 @@ func (m *minter) add(kind TokenKind, value string) bool {
 	}
 	mac.Reset()
 	message := make([]byte, 0, 64)
-	message = append(append(append(message, normalizerVersion), m.resourceType...), 0)
+	message = append(append(append(message, m.Rules), m.resourceType...), 0)
 	mac.Write(append(message, value...))
 	var sum [sha256.Size]byte
 	t := Token{Kind: kind}
@@ -136,106 +230,70 @@ func (m *minter) add(kind TokenKind, value string) bool {
 }
 
 func (m *minter) addName(name gjson.Result) {
-	m.addPrefixes(name.Get("text").String(), TokenNamePrefix)
-	m.addPrefixes(name.Get("family").String(), TokenNamePrefix, TokenFamilyPrefix)
+	m.addPart(name.Get("text").String(), TokenNamePrefix, TokenName)
+	m.addPart(name.Get("family").String(), TokenNamePrefix, TokenName, TokenFamilyPrefix, TokenFamily)
 	for _, given := range name.Get("given").Array() {
-		m.addPrefixes(given.String(), TokenNamePrefix, TokenGivenPrefix)
+		m.addPart(given.String(), TokenNamePrefix, TokenName, TokenGivenPrefix, TokenGiven)
 	}
 	for _, affix := range [...]string{"prefix", "suffix"} {
 		for _, part := range name.Get(affix).Array() {
-			m.addPrefixes(part.String(), TokenNamePrefix)
+			m.addPart(part.String(), TokenNamePrefix, TokenName)
 		}
 	}
 }
 
-func (m *minter) addPrefixes(part string, kinds ...TokenKind) {
+// addPart adds a part of a name under those of the kinds that the generation has.
+func (m *minter) addPart(part string, kinds ...TokenKind) {
 	for _, word := range nameWords(part) {
-		last := ""
-		for _, n := range prefixLengths() {
-			if n > len(word) {
-				break
-			}
-			prefix := cut(word, n)
-			if prefix == last {
-				continue
-			}
-			last = prefix
-			for _, kind := range kinds {
-				m.add(kind, prefix)
+		for _, kind := range kinds {
+			switch kind {
+			case TokenNamePrefix, TokenFamilyPrefix, TokenGivenPrefix:
+				if _, ok := m.keys[kind]; !ok {
+					continue
+				}
+				for _, prefix := range prefixes(word) {
+					m.add(kind, prefix)
+				}
+			default:
+				m.add(kind, word)
 			}
 		}
 	}
 }
 
-// addPrefix adds the token of the longest indexed prefix of what was searched for.
-func (m *minter) addPrefix(kind TokenKind, search string) bool {
-	search = normalizeName(search)
-	longest := ""
-	for _, n := range prefixLengths() {
-		if n > len(search) {
-			break
-		}
-		longest = cut(search, n)
+// addPhone adds a phone number as E.164 has it, and as FHIR compares it: by its digits, whatever country code they lack.
+func (m *minter) addPhone(value string) bool {
+	ok := m.add(TokenPhone, normalizePhone(value))
+	if digits := digitsOf(value); m.Rules >= 2 && digits != "" {
+		m.add(TokenPhone, digits)
 	}
-	return longest != "" && m.add(kind, longest)
+	return ok
 }
 
-// lookup returns the tokens of which a record that satisfies the search parameter carries at least one. param may carry
-// a modifier; value is as it came, commas separating alternatives. Not ok means that the index cannot answer and the
-// caller must filter otherwise. What the tokens find are candidates: prefixes are truncated and normalised, so verify
-// them after opening.
-func (x *index) lookup(resourceType, param, value string) (alternatives []Token, ok bool) {
-	name, modifier, _ := strings.Cut(param, ":")
-	m := minter{index: x, resourceType: resourceType}
-	for _, alternative := range fhir.SplitSearchValue(value, ',') {
-		if !m.addSearch(name, modifier, alternative) {
-			return nil, false
+// addCompounds adds the tokens of a person's compounds. Any family name may go with any given name: FHIR's parameters are
+// independent of each other.
+func (m *minter) addCompounds(p *person) {
+	if p.year == "" {
+		return
+	}
+	for _, family := range p.families {
+		if p.day != "" {
+			m.add(TokenFamilyBirth, compound(family, p.day))
+		}
+		for _, initial := range p.initials {
+			m.add(TokenInitialYear, compound(family, initial, p.year))
 		}
 	}
-	return m.tokens, true
 }
 
-// addSearch adds the tokens of one alternative, in which FHIR's escapes still stand.
-func (m *minter) addSearch(param, modifier, value string) bool {
-	class := func(element string) Class { return classOf(m.resourceType, element) }
-	switch param {
-	case "name", "family", "given":
-		kind := map[string]TokenKind{"name": TokenNamePrefix, "family": TokenFamilyPrefix, "given": TokenGivenPrefix}[param]
-		return isPerson(m.resourceType) && (modifier == "" || modifier == "exact") && m.addPrefix(kind, fhir.SearchLiteral(value))
+// compound joins values, none of which holds the separator: they are letters and digits, or dates.
+func compound(values ...string) string { return strings.Join(values, "|") }
+
+// mint returns the tokens of an opened row's content.
+func (x *index) mint(resourceType string, plain *[NumClasses][]byte) ([]Token, error) {
+	elements, err := join(plain, nil)
+	if err != nil {
+		return nil, err
 	}
-	if modifier != "" {
-		return false
-	}
-	switch param {
-	case "identifier":
-		if class("identifier") != ClassIdentifier {
-			return false
-		}
-		parts := fhir.SplitSearchValue(value, '|')
-		id := normalizeIdentifier(fhir.SearchLiteral(parts[len(parts)-1]))
-		switch {
-		case id == "" || len(parts) > 2:
-			return false // a whole system, or malformed
-		case len(parts) == 1:
-			return m.add(TokenIdentifierValue, id)
-		}
-		return m.add(TokenIdentifier, strings.TrimSpace(fhir.SearchLiteral(parts[0]))+"|"+id)
-	case "birthdate":
-		date := strings.TrimPrefix(value, "eq")
-		return isPerson(m.resourceType) && isDate(date) && m.add(TokenBirthDate, date)
-	case "phone", "email", "telecom":
-		parts := fhir.SplitSearchValue(value, '|')
-		contact := fhir.SearchLiteral(parts[len(parts)-1])
-		if class("telecom") != ClassContact || strings.TrimSpace(contact) == "" || len(parts) > 2 {
-			return false
-		}
-		switch param {
-		case "phone":
-			return m.add(TokenPhone, normalizePhone(contact))
-		case "email":
-			return m.add(TokenEmail, normalizeEmail(contact))
-		}
-		return m.add(TokenPhone, normalizePhone(contact)) && m.add(TokenEmail, normalizeEmail(contact))
-	}
-	return false
+	return x.tokens(resourceType, elements), nil
 }

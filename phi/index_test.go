@@ -14,13 +14,29 @@ import (
 	"github.com/chartkeep/chartkeep/phi/fhir"
 )
 
-// testIndex has a fixed key for each kind.
-func testIndex() *index {
+// testIndex has a fixed key for each kind that a generation indexes.
+func testIndex(g IndexGeneration) *index {
 	keys := map[TokenKind][]byte{}
-	for kind := range indexKeyNames() {
+	for kind := range g.kinds() {
 		keys[kind] = bytes.Repeat([]byte{byte(kind)}, 32)
 	}
-	return newIndex(keys)
+	return newIndex(g, keys)
+}
+
+// prefixIndex is the index of a new deployment.
+func prefixIndex() *index {
+	return testIndex(IndexGeneration{ID: 1, State: IndexActive, Rules: IndexRules, Names: NamesPrefix})
+}
+
+func (x *index) tokensOf(r *fhir.Resource) []Token { return x.tokens(r.Type, r.Elements) }
+
+// lookup1 is a lookup by one parameter.
+func (x *index) lookup1(resourceType, param, value string) (alternatives []Token, ok bool) {
+	sets := x.lookup(resourceType, []Param{{param, value}})
+	if len(sets) == 0 {
+		return nil, false
+	}
+	return sets[0], true
 }
 
 func found(tokens, alternatives []Token) bool {
@@ -28,6 +44,7 @@ func found(tokens, alternatives []Token) bool {
 }
 
 func TestNormalizers(t *testing.T) {
+	identifier := prefixIndex().identifier
 	for _, tt := range []struct {
 		name      string
 		normalize func(string) string
@@ -43,9 +60,11 @@ func TestNormalizers(t *testing.T) {
 		{"name", normalizeName, "李小龍", []string{"李小龍", " 李 小 龍 "}},
 		{"name", normalizeName, "fi", []string{"ﬁ", "fi", "FI"}},
 		{"name", normalizeName, "", []string{"", " ", "-'", "\u0301"}},
-		{"identifier", normalizeIdentifier, "MRN-001", []string{"MRN-001", " MRN-001\t", "ＭＲＮ－００１"}},
-		{"identifier", normalizeIdentifier, "mrn-001", []string{"mrn-001"}},
-		{"identifier", normalizeIdentifier, "MRN 001", []string{"MRN 001"}},
+		{"identifier", identifier, "mrn001", []string{"MRN-001", " MRN-001\t", "ＭＲＮ－００１", "mrn 001", "Mrn–001", "MRN.0/01", "MRN\u200b001", "MRN_001"}},
+		{"identifier", identifier, "---", []string{"---", "－－－"}},
+		{"identifier", identifier, "strasse1", []string{"Straße 1", "STRASSE1"}},
+		{"identifier", IndexGeneration{Rules: 1}.identifier, "MRN-001", []string{"MRN-001", " MRN-001\t", "ＭＲＮ－００１"}},
+		{"identifier", IndexGeneration{Rules: 1}.identifier, "mrn 001", []string{"mrn 001"}},
 		{"phone", normalizePhone, "+15551234567", []string{"555-123-4567", "(555) 123-4567", "+1 555 123 4567", "1-555-123-4567", "555.123.4567", "555-123-4567 x12"}},
 		{"phone", normalizePhone, "+4930123456", []string{"+49 30 123456", "011 49 30 123456"}},
 		{"phone", normalizePhone, "https://example.org/me", []string{"https://Example.org/me"}},
@@ -73,34 +92,35 @@ const tokenPatient = `{"resourceType":"Patient","identifier":[{"system":"urn:mrn
  "name":[{"text":"Dr. Zoë van der Berg Jr.","family":"van der Berg","given":["Zoë","X"],"prefix":["Dr."],"suffix":["Jr."]}],
  "birthDate":"1980-02-29","telecom":[{"system":"phone","value":"(555) 123-4567"},{"system":"email","value":"Zoe@Example.org"},{"system":"url","value":"http://Z"},{"system":"phone"}]}`
 
-// TestTokensGolden holds the tokens still: a change means that existing indexes find nothing, and asks for a new
-// normalizerVersion and a rebuilt index.
+// TestTokensGolden holds the tokens still: a change means that existing indexes find nothing, and asks for new IndexRules and a
+// new generation.
 func TestTokensGolden(t *testing.T) {
-	var got strings.Builder
-	for _, token := range testIndex().tokens(parse(t, tokenPatient)) {
-		fmt.Fprintf(&got, "%d %s\n", token.Kind, hex.EncodeToString(token.Value[:]))
-	}
-	const path = "testdata/tokens.golden"
-	if *update {
-		if err := os.MkdirAll("testdata", 0o755); err != nil {
+	for _, g := range []IndexGeneration{
+		{Rules: 1, Names: NamesPrefix}, {Rules: 2, Names: NamesPrefix}, {Rules: 2, Names: NamesExact}, {Rules: 2, Names: NamesCompound},
+	} {
+		var got strings.Builder
+		for _, token := range testIndex(g).tokensOf(parse(t, tokenPatient)) {
+			fmt.Fprintf(&got, "%d %s\n", token.Kind, hex.EncodeToString(token.Value[:]))
+		}
+		path := fmt.Sprintf("testdata/tokens-%d-%s.golden", g.Rules, g.Names)
+		if *update {
+			if err := os.WriteFile(path, []byte(got.String()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(got.String()), 0o644); err != nil {
-			t.Fatal(err)
+		if got.String() != string(want) {
+			t.Errorf("tokens of %+v are\n%s, want\n%s", g, got.String(), want)
 		}
-	}
-	want, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got.String() != string(want) {
-		t.Errorf("tokens are\n%s, want\n%s", got.String(), want)
 	}
 }
 
 func TestLookup(t *testing.T) {
-	x := testIndex()
-	tokens := x.tokens(parse(t, tokenPatient))
+	x := prefixIndex()
+	tokens := x.tokensOf(parse(t, tokenPatient))
 	for _, tt := range []struct {
 		param, value string
 		ok, hit      bool
@@ -110,7 +130,8 @@ func TestLookup(t *testing.T) {
 		{"identifier", "|M-1", true, false},
 		{"identifier", "|loose", true, true},
 		{"identifier", "urn:other|M-1", true, false},
-		{"identifier", "m-1", true, false},
+		{"identifier", "m-1", true, true}, // a candidate that FHIR's rule drops
+		{"identifier", "m-2", true, false},
 		{"identifier", "nobody,M-1", true, true},
 		{"identifier", `M\,1`, true, false},
 		{"identifier", "urn:mrn|", false, false},
@@ -154,13 +175,13 @@ func TestLookup(t *testing.T) {
 		{"gender", "female", false, false},
 		{"address", "x", false, false},
 	} {
-		alternatives, ok := x.lookup("Patient", tt.param, tt.value)
+		alternatives, ok := x.lookup1("Patient", tt.param, tt.value)
 		if ok != tt.ok || found(tokens, alternatives) != tt.hit {
 			t.Errorf("lookup(%s, %s): ok %v, found %v, want %v, %v", tt.param, tt.value, ok, found(tokens, alternatives), tt.ok, tt.hit)
 		}
 	}
 	for _, tt := range []struct{ resourceType, param string }{{"Organization", "name"}, {"FamilyMemberHistory", "name"}, {"Observation", "birthdate"}, {"Observation", "phone"}, {"Nothing", "identifier"}} {
-		if _, ok := x.lookup(tt.resourceType, tt.param, "1980-01-01"); ok {
+		if _, ok := x.lookup1(tt.resourceType, tt.param, "1980-01-01"); ok {
 			t.Errorf("%s.%s is not indexed, but lookup is ok", tt.resourceType, tt.param)
 		}
 	}
@@ -168,11 +189,11 @@ func TestLookup(t *testing.T) {
 
 // TestTokensDoNotCross holds that equal values of different kinds, types and keys have different tokens.
 func TestTokensDoNotCross(t *testing.T) {
-	x := testIndex()
+	x := prefixIndex()
 	seen := map[[16]byte]string{}
 	for _, resourceType := range []string{"Patient", "Practitioner"} {
 		for _, param := range []string{"name", "family", "given", "identifier", "email"} {
-			alternatives, ok := x.lookup(resourceType, param, "lee")
+			alternatives, ok := x.lookup1(resourceType, param, "lee")
 			if !ok || len(alternatives) != 1 {
 				t.Fatalf("%s.%s: %v, %v", resourceType, param, alternatives, ok)
 			}
@@ -183,27 +204,27 @@ func TestTokensDoNotCross(t *testing.T) {
 			seen[alternatives[0].Value] = who
 		}
 	}
-	if _, ok := newIndex(nil).lookup("Patient", "name", "lee"); ok {
+	if _, ok := newIndex(IndexGeneration{}, nil).lookup1("Patient", "name", "lee"); ok {
 		t.Error("an index without keys answers")
 	}
 }
 
 func TestTokensElsewhere(t *testing.T) {
-	x := testIndex()
-	observation := x.tokens(parse(t, `{"resourceType":"Observation","identifier":[{"system":"s","value":"1"}],"status":"final","code":{"text":"x"}}`))
-	alternatives, ok := x.lookup("Observation", "identifier", "s|1")
+	x := prefixIndex()
+	observation := x.tokensOf(parse(t, `{"resourceType":"Observation","identifier":[{"system":"s","value":"1"}],"status":"final","code":{"text":"x"}}`))
+	alternatives, ok := x.lookup1("Observation", "identifier", "s|1")
 	if !ok || !found(observation, alternatives) || len(observation) != 2 {
 		t.Errorf("Observation.identifier: %v, %v, %v", observation, alternatives, ok)
 	}
-	lone := x.tokens(parse(t, `{"resourceType":"QuestionnaireResponse","identifier":{"system":"s","value":"1"},"status":"completed"}`))
-	if alternatives, ok = x.lookup("QuestionnaireResponse", "identifier", "s|1"); !ok || !found(lone, alternatives) {
+	lone := x.tokensOf(parse(t, `{"resourceType":"QuestionnaireResponse","identifier":{"system":"s","value":"1"},"status":"completed"}`))
+	if alternatives, ok = x.lookup1("QuestionnaireResponse", "identifier", "s|1"); !ok || !found(lone, alternatives) {
 		t.Errorf("a lone identifier: %v, %v, %v", lone, alternatives, ok)
 	}
 }
 
 // TestSearchCompleteness holds that what FHIR's search matches, the index finds (experiment 18 of the notes, recall).
 func TestSearchCompleteness(t *testing.T) {
-	x := testIndex()
+	x := prefixIndex()
 	letters := rapid.SampledFrom([]string{"a", "A", "e", "é", "e\u0301", "ß", "ss", "ö", " ", "-", "'", "’", ".", "n", "Ñ", "李", "ж", "İ", "ﬁ", "1"})
 	word := rapid.Map(rapid.SliceOfN(letters, 1, 8), func(s []string) string { return strings.Join(s, "") })
 	matched := 0
@@ -214,7 +235,7 @@ func TestSearchCompleteness(t *testing.T) {
 		if issues != nil {
 			t.Fatal(issues)
 		}
-		tokens := x.tokens(r)
+		tokens := x.tokensOf(r)
 		for _, param := range []string{"name", "family", "given", "name:exact"} {
 			source := []rune(rapid.SampledFrom([]string{family, given, text}).Draw(t, "source"))
 			query := string(source[:rapid.IntRange(1, len(source)).Draw(t, "length")])
@@ -222,7 +243,7 @@ func TestSearchCompleteness(t *testing.T) {
 				query = strings.ToLower(query)
 			}
 			criterion, issues := fhir.ParseCriterion("Patient", param, query)
-			alternatives, ok := x.lookup("Patient", param, query)
+			alternatives, ok := x.lookup1("Patient", param, query)
 			if issues != nil || !ok || !criterion.Match(r) {
 				continue
 			}
@@ -238,14 +259,14 @@ func TestSearchCompleteness(t *testing.T) {
 }
 
 func FuzzLookup(f *testing.F) {
-	x := testIndex()
+	x := prefixIndex()
 	for _, seed := range []string{"a", `\`, `a\,b,c|d`, "|", "é", "\xff\xfe", "+1 555"} {
 		f.Add("name", seed)
 		f.Add("telecom", seed)
 		f.Add("identifier", seed)
 	}
 	f.Fuzz(func(t *testing.T, param, value string) {
-		alternatives, ok := x.lookup("Patient", param, value)
+		alternatives, ok := x.lookup1("Patient", param, value)
 		if ok == (len(alternatives) == 0) {
 			t.Errorf("lookup(%q, %q): %d alternatives, ok %v", param, value, len(alternatives), ok)
 		}
@@ -253,9 +274,9 @@ func FuzzLookup(f *testing.F) {
 }
 
 func BenchmarkTokens(b *testing.B) {
-	x, r := testIndex(), parse(b, tokenPatient)
+	x, r := prefixIndex(), parse(b, tokenPatient)
 	b.ReportAllocs()
 	for b.Loop() {
-		x.tokens(r)
+		x.tokensOf(r)
 	}
 }

@@ -3,15 +3,20 @@ package phi
 import (
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/nyaruka/phonenumbers"
 	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
 )
 
-// normalizerVersion is part of every token. A change of any rule here, or of the Unicode tables behind it, gives a new
-// version and means making the index anew; TestNormalizers holds the rules still.
-const normalizerVersion = 1
+// IndexRules is the version of the rules by which values become tokens, and part of every token. A change of a normaliser, of
+// the Unicode tables behind it, or of what is indexed gives a new version, which comes into use with the next index generation;
+// TestNormalizers and TestTokensGolden hold the rules still. The versions:
+//
+//  1. Identifiers keep case and separators; a phone number has one token; no compounds.
+//  2. Identifiers without case and separators; phone numbers by their digits too; compounds.
+const IndexRules = 2
 
 // normalizeName makes equal what people type differently: NFKC, case folding, NFKD without marks, and of that only
 // letters and digits. "O’Brien-Müller" and "obrien muller" are the same. The rule is coarser than FHIR's string search
@@ -62,9 +67,24 @@ func nameWords(part string) []string {
 	return parts
 }
 
-// normalizeIdentifier leaves an identifier's characters alone, as FHIR's token search does, but for compatibility forms
-// (full width digits) and white space around it.
-func normalizeIdentifier(s string) string { return strings.TrimSpace(norm.NFKC.String(s)) }
+// identifier makes equal what people write and scan differently: compatibility forms (full width digits), case, white space, dashes,
+// dots, slashes and underscores. "mrn 001" and "MRN-001" are the same, so they cannot be two patients' under a unique system.
+// FHIR's token search tells them apart (http://hl7.org/fhir/R4/search.html#token): candidates are verified after opening.
+func (g IndexGeneration) identifier(s string) string {
+	s = strings.TrimSpace(norm.NFKC.String(s))
+	if g.Rules < 2 {
+		return s
+	}
+	if bare := strings.Map(func(r rune) rune {
+		if r == '.' || r == '/' || r == '_' || unicode.IsSpace(r) || unicode.In(r, unicode.Pd, unicode.Cf) {
+			return -1
+		}
+		return r
+	}, norm.NFKC.String(cases.Fold().String(s))); bare != "" {
+		return bare
+	}
+	return s // of separators only
+}
 
 // normalizePhone is E.164, numbers without a country code taken as of the United States; extensions are dropped. What
 // is no phone number at all (a URL in telecom) is only folded.
@@ -95,4 +115,34 @@ func isDate(s string) bool {
 		}
 	}
 	return true
+}
+
+// birthYear returns the year of a FHIR date of any precision.
+func birthYear(date string) (string, bool) {
+	if len(date) != len("2006") && len(date) != len("2006-01") && !isDate(date) {
+		return "", false
+	}
+	for i := range len(date) {
+		if i != 4 && i != 7 && (date[i] < '0' || date[i] > '9') {
+			return "", false
+		}
+	}
+	return date[:4], true
+}
+
+// initialOf is the first letter of a normalised name.
+func initialOf(name string) string {
+	name = normalizeName(name)
+	_, n := utf8.DecodeRuneInString(name)
+	return name[:n]
+}
+
+// digitsOf is how FHIR compares phone numbers (fhir.Criterion).
+func digitsOf(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < '0' || r > '9' {
+			return -1
+		}
+		return r
+	}, s)
 }

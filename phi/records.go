@@ -3,12 +3,16 @@ package phi
 import (
 	"context"
 	"crypto/cipher"
+	"crypto/hmac"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tidwall/gjson"
@@ -29,6 +33,8 @@ type Config struct {
 	Source  string // name of this server in events
 	Logger  *slog.Logger
 	Now     func() time.Time // nil = time.Now
+
+	IndexLease time.Duration // see the constant, which 0 stands for
 }
 
 // Levels are the durability levels that events wait for.
@@ -49,18 +55,21 @@ type Records struct {
 	logger  *slog.Logger
 	now     func() time.Time
 
-	index   *index
-	pages   cipher.AEAD // seals paging cursors
-	queries cipher.AEAD // seals search text in events
-	imports []byte      // HMAC key of ids and digests of imported content
-	memory  sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
+	indexes    atomic.Pointer[generations]
+	learning   chan struct{} // held by who asks for the index generations
+	lease      time.Duration
+	pages      cipher.AEAD // seals paging cursors
+	queries    cipher.AEAD // seals search text in events
+	pseudonyms []byte      // HMAC key of ids in the de-identified view
+	imports    []byte      // HMAC key of ids and digests of imported content
+	memory     sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
 }
 
 // Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets.
 func Open(ctx context.Context, cfg Config) (*Records, error) {
 	r := &Records{
 		storage: cfg.Storage, keys: cfg.Keys, access: cfg.Access, log: cfg.Audit, level: cfg.Level, logger: cfg.Logger,
-		now: cfg.Now, memory: sync.Pool{New: func() any { return new([]byte) }},
+		now: cfg.Now, learning: make(chan struct{}, 1), lease: cfg.IndexLease, memory: sync.Pool{New: func() any { return new([]byte) }},
 	}
 	if r.level.Disclosure == 0 {
 		r.level.Disclosure = audit.Power
@@ -77,16 +86,16 @@ func Open(ctx context.Context, cfg Config) (*Records, error) {
 	if r.now == nil {
 		r.now = time.Now
 	}
-	indexKeys := map[TokenKind][]byte{}
-	for kind, name := range indexKeyNames() {
-		key, err := r.secret(ctx, name)
-		if err != nil {
-			return nil, err
-		}
-		indexKeys[kind] = key
+	if r.lease == 0 {
+		r.lease = IndexLease
 	}
-	r.index = newIndex(indexKeys)
+	if _, err := r.generations(ctx); err != nil {
+		return nil, err
+	}
 	var err error
+	if r.pseudonyms, err = r.secret(ctx, "pseudonym"); err != nil {
+		return nil, err
+	}
 	if r.imports, err = r.secret(ctx, "import"); err != nil {
 		return nil, err
 	}
@@ -316,9 +325,8 @@ func (r *Records) giveBack(mem *[]byte) {
 // render makes the JSON of opened elements, as far as the view goes. The Resource keeps nothing of their memory.
 func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
 	res := &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method, Subsetted: !a.view.full()}
-	elements = a.reduced(row.Ref, elements)
-	if a.view.reduction == Deidentified {
-		return a.renderAnonymous(res, elements)
+	if a.view.deidentified {
+		return a.renderDeidentified(res, elements)
 	}
 	var stored []byte
 	size := len(`{"resourceType":"","id":"","meta":}`) + len(row.Type) + len(row.ID)
@@ -334,6 +342,28 @@ func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
 	m := appendMeta(meta[:0], row.Version, row.Updated, stored, res.Subsetted)
 	res.JSON = Conceal(fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, elements))
 	return res
+}
+
+// renderDeidentified shows neither the record's id nor when it was stored: a year, as Safe Harbor allows (45 CFR
+// 164.514(b)(2)(i)(C)), and a pseudonym that stays the same for this organisation.
+func (a *attempt) renderDeidentified(res *Resource, elements []fhir.Element) *Resource {
+	elements = slices.DeleteFunc(elements, func(e fhir.Element) bool { return e.Name == "meta" })
+	text := fhir.Assemble(nil, res.Type, res.ID, []byte("{}"), elements)
+	res.ID = a.pseudonym(res.Ref)
+	res.Updated = time.Date(res.Updated.Year(), 1, 1, 0, 0, 0, 0, time.UTC)
+	var kept []fhir.Element
+	if whole, issues := fhir.Parse(text); issues == nil {
+		kept = slices.DeleteFunc(deidentify(whole).Elements, func(e fhir.Element) bool { return e.Name == "meta" })
+	}
+	res.JSON = Conceal(fhir.Assemble(nil, res.Type, res.ID, []byte(`{"tag":[`+subsettedTag+`]}`), kept))
+	return res
+}
+
+// pseudonym is the id that the de-identified view shows.
+func (r *Records) pseudonym(ref Ref) string {
+	mac := hmac.New(sha256.New, r.pseudonyms)
+	mac.Write([]byte(ref.String()))
+	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 const subsettedTag = `{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"` + subsettedCode + `"}`

@@ -32,10 +32,13 @@ func (r *Records) Search(ctx context.Context, c *Caller, resourceType string, pa
 type query struct {
 	sel      Selection
 	criteria []*fhir.Criterion
-	elements []string // elements that criteria look at
-	named    []string // patients that parameters name
-	bounded  bool     // by patient, id or index: not a scan over the type
-	exact    bool     // by single identifiers only, so that a Guard can stand for it
+	elements []string         // elements that criteria look at
+	named    []string         // patients that parameters name
+	bounded  bool             // by patient, id or index: not a scan over the type
+	searched []Param          // what the index may answer
+	index    *generations     // under which sel.Tokens are
+	exact    bool             // by identifiers only, so that a guard can stand for it
+	missed   map[string]int64 // versions of candidates that do not match, when exact
 	count    int
 	self     []Param
 	warnings []fhir.Issue
@@ -43,8 +46,8 @@ type query struct {
 }
 
 // parseQuery sorts parameters into selection and criteria. Unknown ones become warnings, or errors when strict.
-func (r *Records) parseQuery(resourceType string, params []Param, strict bool) (*query, *Error) {
-	q := &query{sel: Selection{Type: resourceType}, count: defaultCount, exact: true}
+func (r *Records) parseQuery(ctx context.Context, resourceType string, params []Param, strict bool) (*query, *Error) {
+	q := &query{sel: Selection{Type: resourceType}, count: defaultCount, exact: true, missed: map[string]int64{}}
 	for _, p := range params {
 		if p.Value == "" {
 			continue // FHIR ignores parameters without a value
@@ -64,7 +67,22 @@ func (r *Records) parseQuery(resourceType string, params []Param, strict bool) (
 			})
 		}
 	}
+	g, err := r.generations(ctx)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	q.look(g)
+	q.bounded = q.bounded || q.sel.Tokens != nil
+	q.exact = q.exact && len(q.sel.Tokens) > 0 && len(q.sel.Tokens) == len(q.searched)
 	return q, nil
+}
+
+// look asks the index, again when its generations changed.
+func (q *query) look(g *generations) {
+	if q.index == nil || !q.index.same(g) {
+		q.sel.Tokens = g.lookup(q.sel.Type, q.searched)
+	}
+	q.index = g
 }
 
 // modified reports whether it is the modifier alone that is not supported. A parameter without its modifier would find
@@ -113,13 +131,8 @@ func (r *Records) parseParam(q *query, p Param) (known bool, e *Error) {
 	q.criteria = append(q.criteria, criterion)
 	q.elements = append(q.elements, criterion.Elements()...)
 	name, modifier, _ := strings.Cut(p.Name, ":")
-	if tokens, ok := r.index.lookup(q.sel.Type, p.Name, p.Value); ok {
-		q.sel.Tokens = append(q.sel.Tokens, tokens)
-		q.bounded = true
-		q.exact = q.exact && name == "identifier" && len(tokens) == 1
-		return true, nil
-	}
-	q.exact = false
+	q.searched = append(q.searched, p)
+	q.exact = q.exact && p.Name == "identifier"
 	if (name == "patient" || name == "subject") && (modifier == "" || modifier == "Patient") {
 		if patients, ok := namedPatients(p.Value, name == "patient" || modifier == "Patient"); ok {
 			q.sel.Patients = both(q.sel.Patients, patients)
@@ -233,12 +246,11 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 	if e != nil {
 		return nil, e
 	}
-	q, e := a.parseQuery(a.ref.Type, from.Params, from.Strict)
+	q, e := a.parseQuery(ctx, a.ref.Type, from.Params, from.Strict)
 	if e != nil {
 		return nil, e
 	}
 	q.sel.After = from.After
-	a.continueExport(from.Export)
 	if len(q.named) == 1 {
 		a.patient = q.named[0]
 	}
@@ -260,12 +272,9 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 	for i, h := range hits {
 		page.Resources[i] = h.resource
 	}
-	if a.view.reduction == Deidentified { // by id, the order would join this export to another
-		slices.SortFunc(page.Resources, func(x, y *Resource) int { return strings.Compare(x.ID, y.ID) })
-	}
 	if more != "" {
 		var err error
-		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more, Export: a.exportKey()}); err != nil {
+		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more}); err != nil {
 			return nil, unavailable(err)
 		}
 	} else if from.After == "" {
@@ -303,7 +312,7 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 	})
 	a.trace.Decision += a.clock() - since
 	a.decision = filter.Decision
-	if e := a.decided(a.ref.Type, denied); e != nil {
+	if e := a.decided(denied); e != nil {
 		return e
 	}
 	q.sel.Patient, q.sel.Practitioner, q.sel.Named = filter.Patient, filter.Practitioner, belongs(a.ref.Type)
@@ -316,7 +325,7 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 			return a.overrule(fail(Denied, "forbidden", "the search looks at elements that the caller may not read"))
 		}
 	}
-	if a.view.reduction == Deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil || !q.sel.UpdatedFrom.IsZero() || !q.sel.UpdatedTo.IsZero()) {
+	if a.view.deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil || !q.sel.UpdatedFrom.IsZero() || !q.sel.UpdatedTo.IsZero()) {
 		return a.overrule(fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient, nor by more of a date than its year"))
 	}
 	if !q.bounded && !filter.All && filter.Patient == "" && a.ref.Type != "Patient" && fhir.InPatientCompartment(a.ref.Type) {
@@ -374,7 +383,7 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 	}
 	for seen := 0; ; {
 		since := a.clock()
-		rows, err := a.storage.Search(ctx, sel, a.view.classes)
+		rows, err := a.candidates(ctx, q, sel)
 		a.trace.Database += a.clock() - since
 		if err != nil {
 			return nil, "", stored(err)
@@ -401,6 +410,22 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 	}
 }
 
+// candidates asks the storage, under the index generations of this moment.
+func (a *attempt) candidates(ctx context.Context, q *query, sel Selection) ([]*Sealed, error) {
+	if len(q.sel.Tokens) > 0 {
+		g, err := a.generations(ctx)
+		if err != nil {
+			return nil, err
+		}
+		q.look(g)
+		sel.Tokens = q.sel.Tokens
+		var cancel context.CancelFunc
+		ctx, cancel = a.within(ctx, g)
+		defer cancel()
+	}
+	return a.storage.Search(ctx, sel, a.view.classes)
+}
+
 // candidate opens a row and checks the criteria; nil when it is no match. In the de-identified view the criteria see what
 // the caller sees, so that a search for a full date finds nothing that is shown as a year.
 func (a *attempt) candidate(ctx context.Context, q *query, row *Sealed, receipt audit.Receipt) (*Resource, *Error) {
@@ -419,10 +444,14 @@ func (a *attempt) candidate(ctx context.Context, q *query, row *Sealed, receipt 
 		return nil, a.broken(ctx, row, errIntegrity)
 	}
 	for _, c := range q.criteria {
-		if !c.Match(parsed) {
-			resource.JSON.Clear()
-			return nil, nil
+		if c.Match(parsed) {
+			continue
 		}
+		resource.JSON.Clear()
+		if q.exact {
+			q.missed[row.ID] = row.Version
+		}
+		return nil, nil
 	}
 	return resource, nil
 }
@@ -469,7 +498,7 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 	if e := s.permit(auth.Search, resourceType); e != nil {
 		return nil, nil, e
 	}
-	q, e := s.parseQuery(resourceType, params, true)
+	q, e := s.parseQuery(ctx, resourceType, params, true)
 	if e != nil {
 		return nil, nil, e
 	}
@@ -480,16 +509,19 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 	if e := s.narrow(ctx, q); e != nil {
 		return nil, nil, e
 	}
-	if s.view.reduction == Deidentified {
+	if s.view.deidentified {
 		return nil, nil, s.overrule(denied())
 	}
 	receipt, e := s.recordQuery(ctx, q, params)
 	if e != nil {
 		return nil, nil, e
 	}
-	hits, _, e := s.scan(ctx, q, receipt)
+	hits, more, e := s.scan(ctx, q, receipt)
 	if e != nil {
 		return nil, nil, e
+	}
+	if more != "" && len(hits) < limit {
+		return nil, nil, precondition("multiple-matches", "the condition is not selective enough")
 	}
 	for _, h := range hits {
 		h.resource.JSON.Clear()
@@ -501,7 +533,7 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 // condition applies a conditional create: no match leaves the change as it is, one match takes its place, more are
 // refused. The guards keep the answer true until the commit, where the condition is identifiers; a condition of other
 // parameters can be overtaken by a create that runs at the same time.
-func (a *attempt) condition(ctx context.Context, c *change, params []Param) ([]Guard, *Error) {
+func (a *attempt) condition(ctx context.Context, c *change, params []Param) ([]*guard, *Error) {
 	rows, q, e := a.find(ctx, c.ref.Type, params, 2)
 	if e != nil {
 		return nil, e
@@ -515,11 +547,7 @@ func (a *attempt) condition(ctx context.Context, c *change, params []Param) ([]G
 		if !q.exact {
 			return nil, nil
 		}
-		g := Guard{Type: c.ref.Type}
-		for _, alternatives := range q.sel.Tokens {
-			g.Tokens = append(g.Tokens, alternatives...)
-		}
-		return []Guard{g}, nil
+		return []*guard{{resourceType: c.ref.Type, params: q.searched, except: q.missed}}, nil
 	}
 	return nil, precondition("multiple-matches", "the condition of the create matches more than one record")
 }

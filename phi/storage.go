@@ -53,6 +53,12 @@ const (
 	TokenBirthDate       TokenKind = 6
 	TokenPhone           TokenKind = 7
 	TokenEmail           TokenKind = 8
+	TokenName            TokenKind = 9 // whole name parts and their words
+	TokenFamily          TokenKind = 10
+	TokenGiven           TokenKind = 11
+	TokenFamilyBirth     TokenKind = 12 // family name with the date of birth
+	TokenInitialYear     TokenKind = 13 // family name with the given name's initial and the year of birth
+	NumTokenKinds                  = 14
 )
 
 // Token is one entry of a blind index.
@@ -69,15 +75,18 @@ type Write struct {
 	Sealed
 	Expect  int64       // version that must be current; 0: the record must not exist in any version
 	Tokens  []Token     // replace the record's tokens
+	IndexID uint32      // generation of index keys under which the tokens were minted
 	Treats  []Treatment // replace the relationships that the record states
 	NewKeys []WrappedKey
 }
 
-// Guard makes a conditional create safe when two run at once: inside the transaction, under a lock on the tokens, no
-// current record of the type may carry all of them.
+// Guard makes a condition safe when two run at once: inside the transaction, under a lock on the tokens, no current record of
+// the type may carry one of each of the alternatives, but for those excepted. Alternatives are of different index generations,
+// mostly; guards of the same condition share one, so one waits for the other.
 type Guard struct {
 	Type   string
-	Tokens []Token
+	Tokens [][]Token
+	Except map[string]int64 // ids of records that do not count in this version, or in any (0)
 }
 
 // Selection chooses current records of one type, ascending by id. All fields that are set must hold.
@@ -123,8 +132,9 @@ type Storage interface {
 	// Key returns the data key that seals what is new in a subject's segment, ErrNotFound when there is none.
 	Key(ctx context.Context, subject UUID, segment uint16) (WrappedKey, error)
 	// Commit stores all writes in one transaction or none: ErrVersion (wrapped, with the ref in a *ConflictError) or
-	// ErrGuard when a condition does not hold, ErrKey when a data key that sealed a write was rotated away or erased
-	// meanwhile: sealed anew, it may pass. The superseded version stays readable by FetchVersion.
+	// ErrGuard when a condition does not hold, ErrKey when a data key that sealed a write, or an index generation that minted
+	// for it, was rotated away or erased meanwhile: made anew, it may pass. Both are held until the transaction ends. The
+	// superseded version stays readable by FetchVersion.
 	Commit(ctx context.Context, writes []Write, guards []Guard) error
 
 	// EnsureKey stores candidate as the data key of its subject and segment when there is none, and returns the active one:
@@ -137,15 +147,19 @@ type Storage interface {
 	// there is none: whoever comes first wins, all get the same.
 	Secret(ctx context.Context, name string, candidate WrappedKey) (WrappedKey, error)
 
+	// IndexGenerations returns the generations of index keys that are there, by id; one of them is active.
+	IndexGenerations(ctx context.Context) ([]IndexGeneration, error)
+
 	// Imported reports whether a source (by keyed digest) was imported whole; MarkImported notes that it was.
 	Imported(ctx context.Context, digest [16]byte) (bool, error)
 	MarkImported(ctx context.Context, digest [16]byte) error
 }
 
-// ConflictError names the record whose condition failed.
+// ConflictError names the record whose condition failed; of a guard, the record that stands against it.
 type ConflictError struct {
-	Ref Ref
-	Err error // ErrVersion, ErrGuard or ErrKey
+	Ref   Ref
+	Err   error // ErrVersion, ErrGuard or ErrKey
+	Guard int   // index of the guard, with ErrGuard
 }
 
 func (e *ConflictError) Error() string { return e.Ref.String() + ": " + e.Err.Error() }

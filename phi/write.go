@@ -83,7 +83,7 @@ func (a *attempt) create(ctx context.Context, body []byte, ifNoneExist []Param) 
 		return nil, e
 	}
 	a.ref.ID = newUUID().String()
-	var guards []Guard
+	var guards []*guard
 	for range conditionalTries {
 		c := &change{verb: verbCreate, ref: a.ref, resource: resource}
 		if ifNoneExist != nil {
@@ -234,7 +234,7 @@ func patientReference(reference string) (string, bool) {
 }
 
 // write authorises, seals and commits changes: all or none. A failed change fails all, and its error is returned.
-func (a *attempt) write(ctx context.Context, changes []*change, guards []Guard) *Error {
+func (a *attempt) write(ctx context.Context, changes []*change, guards []*guard) *Error {
 	if e := a.prepare(ctx, changes); e != nil {
 		return e
 	}
@@ -438,7 +438,7 @@ func (c *change) whereNamed(patient string) string {
 }
 
 // commit records the intents, seals, stores, and records the outcome.
-func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard) *Error {
+func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard) *Error {
 	updated := a.now().UTC().Truncate(time.Millisecond)
 	var events []*audit.Event
 	var active []*change
@@ -446,7 +446,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 		if c.skipped() {
 			continue
 		}
-		c.fill(updated, a.index)
+		c.fill(updated)
 		if c.resource != nil {
 			c.write.Digest = a.keyed("content", c.resource.Text())
 		}
@@ -467,8 +467,13 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 	}
 	writes := make([]Write, len(active))
 	for try := 1; ; try++ {
+		var index *generations
+		if index, err = a.generations(ctx); err != nil {
+			return unavailable(err)
+		}
 		since := a.clock()
 		for i, c := range active {
+			c.mint(index.active)
 			if err := sealRow(c.aead, &c.write.Sealed, &c.plain, tokensDigest(c.write.Tokens)); err != nil {
 				return unavailable(err)
 			}
@@ -476,13 +481,13 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []Guard)
 		}
 		a.trace.Crypto += a.clock() - since
 		since = a.clock()
-		if _, err = ticket.Wait(ctx); err != nil {
+		if _, err := ticket.Wait(ctx); err != nil {
 			a.trace.Audit += a.clock() - since
 			return unavailable(err)
 		}
 		a.trace.Audit += a.clock() - since
 		since = a.clock()
-		err = a.storage.Commit(ctx, writes, guards)
+		err = a.store(ctx, index, writes, guards)
 		a.trace.Database += a.clock() - since
 		if try == keyTries || !errors.Is(err, ErrKey) {
 			break
@@ -557,8 +562,8 @@ func (a *attempt) rekey(ctx context.Context, active []*change) *Error {
 	return nil
 }
 
-// fill makes the row of a change, all but cells and seal.
-func (c *change) fill(updated time.Time, x *index) {
+// fill makes the row of a change, all but tokens, cells and seal.
+func (c *change) fill(updated time.Time) {
 	w := &c.write
 	w.Ref, w.Version, w.Updated = c.ref, 1, updated
 	w.Method = map[auth.Interaction]string{auth.Create: "POST", auth.Update: "PUT", auth.Delete: "DELETE"}[c.verb.letter]
@@ -569,7 +574,6 @@ func (c *change) fill(updated time.Time, x *index) {
 	if c.resource == nil {
 		c.patients = c.current.Patients
 	} else {
-		w.Tokens = x.tokens(c.resource)
 		w.Treats = treatments(c.resource)
 		c.plain = split(c.resource)
 	}

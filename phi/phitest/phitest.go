@@ -28,6 +28,7 @@ type Storage struct {
 	requests []*phi.Erasure
 	erased   map[phi.UUID]bool
 	holds    []Hold
+	indexes  []phi.IndexGeneration
 	uses     map[useName]int64
 	turning  map[keyset.Binding]phi.KeyState // data keys that are not active
 	renewals []phi.Renewal
@@ -63,6 +64,7 @@ func NewStorage() *Storage {
 		turning:  map[keyset.Binding]phi.KeyState{},
 		renewed:  map[keyset.Binding]int64{},
 		claims:   map[keyName]bool{},
+		indexes:  []phi.IndexGeneration{{ID: 1, State: phi.IndexActive, Rules: phi.IndexRules, Names: phi.NamesPrefix}},
 		policy:   Policy(),
 		grants:   map[phi.Treatment]bool{},
 		epoch:    1,
@@ -247,7 +249,7 @@ func (s *Storage) selected(w *phi.Write, sel phi.Selection) bool {
 		}
 	}
 	for _, alternatives := range sel.Tokens {
-		if !slices.ContainsFunc(alternatives, func(t phi.Token) bool { return slices.Contains(w.Tokens, t) }) {
+		if !carries(w, alternatives) {
 			return false
 		}
 	}
@@ -284,13 +286,15 @@ func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Gua
 	if err != nil {
 		return err
 	}
-	for _, g := range guards {
-		for ref := range s.records {
-			w := s.current(ref)
-			if ref.Type == g.Type && !w.Deleted() &&
-				!slices.ContainsFunc(g.Tokens, func(t phi.Token) bool { return !slices.Contains(w.Tokens, t) }) {
-				return &phi.ConflictError{Ref: ref, Err: phi.ErrGuard}
-			}
+	for i, g := range guards {
+		if against := s.guarded(&g); against != nil {
+			return &phi.ConflictError{Ref: against.Ref, Err: phi.ErrGuard, Guard: i}
+		}
+	}
+	for i := range writes {
+		there := func(g phi.IndexGeneration) bool { return g.ID == writes[i].IndexID }
+		if !slices.ContainsFunc(s.indexes, there) {
+			return &phi.ConflictError{Ref: writes[i].Ref, Err: phi.ErrKey}
 		}
 	}
 	fresh := map[keyName][]phi.WrappedKey{}
@@ -330,6 +334,24 @@ func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Gua
 	return nil
 }
 
+// guarded returns a record that stands against a guard.
+func (s *Storage) guarded(g *phi.Guard) *phi.Write {
+	for ref := range s.records {
+		w := s.current(ref)
+		if version, ok := g.Except[ref.ID]; ref.Type != g.Type || w.Deleted() || ok && (version == 0 || version == w.Version) {
+			continue
+		}
+		if !slices.ContainsFunc(g.Tokens, func(alternatives []phi.Token) bool { return !carries(w, alternatives) }) {
+			return w
+		}
+	}
+	return nil
+}
+
+func carries(w *phi.Write, alternatives []phi.Token) bool {
+	return slices.ContainsFunc(alternatives, func(t phi.Token) bool { return slices.Contains(w.Tokens, t) })
+}
+
 func (s *Storage) EnsureKey(_ context.Context, candidate phi.WrappedKey) (phi.WrappedKey, error) {
 	unlock, err := s.read("EnsureKey")
 	defer unlock()
@@ -356,6 +378,22 @@ func (s *Storage) Secret(_ context.Context, name string, candidate phi.WrappedKe
 		s.secrets[name] = candidate
 	}
 	return s.secrets[name], nil
+}
+
+func (s *Storage) IndexGenerations(context.Context) ([]phi.IndexGeneration, error) {
+	unlock, err := s.read("IndexGenerations")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(s.indexes), nil
+}
+
+// SetIndexGenerations puts other generations in place, as a rotation does.
+func (s *Storage) SetIndexGenerations(generations ...phi.IndexGeneration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.indexes = generations
 }
 
 func (s *Storage) Imported(_ context.Context, digest [16]byte) (bool, error) {

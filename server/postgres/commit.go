@@ -35,6 +35,7 @@ func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards [
 	batch := &pgx.Batch{}
 	queueGuards(batch, guards, &conflict)
 	queueKeys(batch, ordered, &conflict)
+	queueGenerations(batch, ordered, &conflict)
 	queueRecords(batch, ordered, &conflict)
 	queueIndexes(batch, ordered)
 	queueTreatments(batch, ordered)
@@ -50,30 +51,41 @@ func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards [
 	return nil
 }
 
-// queueGuards locks each guard's tokens, then looks for a current record that carries them. The lock is held to the end of
-// the transaction, so of two equal guards the second sees what the first wrote.
+// queueGuards locks each guard's tokens, then looks for a current record that carries one of each of its alternatives. The lock
+// is held to the end of the transaction, so of two equal guards the second sees what the first wrote.
 func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
 	if len(guards) == 0 {
 		return
 	}
-	locks := make([]int64, 0, len(guards))
+	var locks []int64
 	for _, g := range guards {
-		for _, t := range g.Tokens {
-			// Tokens are keyed hashes: any eight bytes of one spread evenly.
-			locks = append(locks, int64(binary.BigEndian.Uint64(t.Value[:8])))
+		for _, alternatives := range g.Tokens {
+			for _, t := range alternatives {
+				// Tokens are keyed hashes: any eight bytes of one spread evenly.
+				locks = append(locks, int64(binary.BigEndian.Uint64(t.Value[:8])))
+			}
 		}
 	}
 	slices.Sort(locks)
 	batch.Queue(`SELECT pg_advisory_xact_lock(l) FROM unnest($1::bigint[]) l`, slices.Compact(locks))
-	for _, g := range guards {
-		tokens := slices.Clone(g.Tokens)
-		slices.SortFunc(tokens, func(a, b phi.Token) int {
-			return cmp.Or(cmp.Compare(a.Kind, b.Kind), slices.Compare(a.Value[:], b.Value[:]))
-		})
-		tokens = slices.Compact(tokens)
+	for i, g := range guards {
+		var of []int32
+		var tokens []phi.Token
+		for n, alternatives := range g.Tokens {
+			for _, t := range alternatives {
+				of, tokens = append(of, int32(n)), append(tokens, t)
+			}
+		}
 		kinds, values := tokenColumns(tokens)
-		batch.Queue(`SELECT t.id FROM unnest($2::smallint[], $3::bytea[]) w(kind, token) JOIN index_token t USING (kind, token)
-			WHERE t.type = $1 GROUP BY t.id HAVING count(*) = $4 LIMIT 1`, g.Type, kinds, values, len(tokens)).
+		ids, versions := make([]string, 0, len(g.Except)), make([]int64, 0, len(g.Except))
+		for id, version := range g.Except {
+			ids, versions = append(ids, id), append(versions, version)
+		}
+		batch.Queue(`SELECT f.id FROM (SELECT t.id FROM unnest($2::integer[], $3::smallint[], $4::bytea[]) w(n, kind, token)
+				JOIN index_token t USING (kind, token) WHERE t.type = $1 GROUP BY t.id HAVING count(DISTINCT w.n) = $5) f
+			JOIN record r ON r.type = $1 AND r.id = f.id
+			WHERE NOT EXISTS (SELECT FROM unnest($6::text[], $7::bigint[]) e(id, version) WHERE e.id = r.id AND e.version IN (0, r.version))
+			LIMIT 1`, g.Type, of, kinds, values, len(g.Tokens), ids, versions).
 			QueryRow(func(row pgx.Row) error {
 				var id string
 				err := row.Scan(&id)
@@ -81,11 +93,35 @@ func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
 					return nil
 				}
 				if err == nil && *conflict == nil {
-					*conflict = &phi.ConflictError{Ref: phi.Ref{Type: g.Type, ID: id}, Err: phi.ErrGuard}
+					*conflict = &phi.ConflictError{Ref: phi.Ref{Type: g.Type, ID: id}, Err: phi.ErrGuard, Guard: i}
 				}
 				return err
 			})
 	}
+}
+
+// queueGenerations holds the index generations under which tokens were minted to the end of the transaction: one is not removed
+// while tokens of it are on their way in.
+func queueGenerations(batch *pgx.Batch, writes []phi.Write, conflict *error) {
+	refs := map[int32]phi.Ref{}
+	var ids []int32
+	for i := range writes {
+		id := int32(writes[i].IndexID)
+		if _, ok := refs[id]; !ok {
+			refs[id] = writes[i].Ref
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	batch.Queue(`SELECT id FROM index_generation WHERE id = ANY ($1) ORDER BY id FOR KEY SHARE`, ids).Query(func(rows pgx.Rows) error {
+		there, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+		for _, id := range ids {
+			if err == nil && !slices.Contains(there, id) && *conflict == nil {
+				*conflict = &phi.ConflictError{Ref: refs[id], Err: phi.ErrKey}
+			}
+		}
+		return err
+	})
 }
 
 // queueKeys stores new data keys, and holds the others that sealed the writes to the end of the transaction: a key is not
@@ -157,12 +193,13 @@ const (
 	recordColumns = `type, id, row_id, version, updated, method, patients, subject, segment, key_id,
 		identifier, name, birth_date, contact, clinical, narrative, seal, digest`
 	recordSource = `(SELECT u.type, u.id, u.row_id, u.version, u.updated, u.method, string_to_array(u.patients, ' ') AS patients,
-			u.subject, u.segment, u.key_id, u.identifier, u.name, u.birth_date, u.contact, u.clinical, u.narrative, u.seal, u.digest, u.expect
+			u.subject, u.segment, u.key_id, u.identifier, u.name, u.birth_date, u.contact, u.clinical, u.narrative, u.seal, u.digest,
+			u.expect, u.index_id
 		FROM unnest($1::text[], $2::text[], $3::uuid[], $4::bigint[], $5::timestamptz[], $6::text[], $7::text[], $8::uuid[],
 			$9::integer[], $10::bigint[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[], $15::bytea[], $16::bytea[],
-			$17::bytea[], $18::bytea[], $19::bigint[])
+			$17::bytea[], $18::bytea[], $19::bigint[], $20::integer[])
 		u(type, id, row_id, version, updated, method, patients, subject, segment, key_id,
-			identifier, name, birth_date, contact, clinical, narrative, seal, digest, expect)) w`
+			identifier, name, birth_date, contact, clinical, narrative, seal, digest, expect, index_id)) w`
 )
 
 // columns are writes turned into one array per column.
@@ -179,6 +216,7 @@ type columns struct {
 	cells          [phi.NumClasses][][]byte
 	seals, digests [][]byte
 	expects        []int64
+	indexes        []int32
 }
 
 func (c *columns) add(w *phi.Write) {
@@ -197,11 +235,12 @@ func (c *columns) add(w *phi.Write) {
 	c.seals = append(c.seals, w.Seal)
 	c.digests = append(c.digests, w.Digest[:])
 	c.expects = append(c.expects, w.Expect)
+	c.indexes = append(c.indexes, int32(w.IndexID))
 }
 
 func (c *columns) args() []any {
 	return []any{c.types, c.ids, c.rows, c.versions, c.updated, c.methods, c.patients, c.subjects, c.segments, c.keyIDs,
-		c.cells[0], c.cells[1], c.cells[2], c.cells[3], c.cells[4], c.cells[5], c.seals, c.digests, c.expects}
+		c.cells[0], c.cells[1], c.cells[2], c.cells[3], c.cells[4], c.cells[5], c.seals, c.digests, c.expects, c.indexes}
 }
 
 // queueRecords writes the rows. What it could not write, because another version is current, becomes a conflict.
@@ -240,12 +279,13 @@ func queueRecords(batch *pgx.Batch, writes []phi.Write, conflict *error) {
 			WHERE r.version = w.expect`, next.types, next.ids, next.expects)
 		batch.Queue(`UPDATE record r SET version = w.version, updated = w.updated, method = w.method, patients = w.patients,
 			row_id = w.row_id, subject = w.subject, segment = w.segment, key_id = w.key_id, identifier = w.identifier, name = w.name,
-			birth_date = w.birth_date, contact = w.contact, clinical = w.clinical, narrative = w.narrative, seal = w.seal, digest = w.digest
+			birth_date = w.birth_date, contact = w.contact, clinical = w.clinical, narrative = w.narrative, seal = w.seal, digest = w.digest,
+			index_id = w.index_id
 			FROM `+recordSource+` WHERE r.type = w.type AND r.id = w.id AND r.version = w.expect
 			RETURNING r.type, r.id`, next.args()...).Query(check(&next))
 	}
 	if len(fresh.ids) > 0 {
-		batch.Queue(`INSERT INTO record (`+recordColumns+`) SELECT `+recordColumns+` FROM `+recordSource+`
+		batch.Queue(`INSERT INTO record (`+recordColumns+`, index_id) SELECT `+recordColumns+`, index_id FROM `+recordSource+`
 			ON CONFLICT DO NOTHING RETURNING type, id`, fresh.args()...).Query(check(&fresh))
 	}
 }

@@ -149,6 +149,19 @@ func (s *recordStorage) Secret(ctx context.Context, name string, k phi.WrappedKe
 	return stored, nil
 }
 
+// IndexGenerations implements phi.Storage.
+func (s *recordStorage) IndexGenerations(ctx context.Context) ([]phi.IndexGeneration, error) {
+	rows, err := s.pool.Query(ctx, `SELECT id, state, rules, names FROM index_generation ORDER BY id`)
+	if err != nil {
+		return nil, bare("fetching index generations", err)
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[phi.IndexGeneration])
+	if err != nil {
+		return nil, bare("fetching index generations", err)
+	}
+	return list, nil
+}
+
 // Imported implements phi.Storage.
 func (s *recordStorage) Imported(ctx context.Context, digest [16]byte) (bool, error) {
 	var done bool

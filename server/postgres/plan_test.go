@@ -30,7 +30,7 @@ func fillRecords(t *testing.T, admin *pgx.Conn) {
 	t.Helper()
 	must(t, admin, `INSERT INTO record SELECT CASE WHEN i % 20 = 0 THEN 'Patient' ELSE 'Observation' END, 'id-' || i, gen_random_uuid(), 1,
 		now() - make_interval(mins => i), 'PUT', ARRAY['p-' || i % 1000], gen_random_uuid(), 0, 1, null, null, null, null, '\x0100000001' || sha256(i::text::bytea) || sha256('') || substr(sha256('x'), 1, 28), null,
-		'\x01' || decode(repeat('00', 113), 'hex') || '\x0100000001' || decode(repeat('00', 28), 'hex'), substr(sha256(''), 1, 16)
+		'\x01' || decode(repeat('00', 113), 'hex') || '\x0100000001' || decode(repeat('00', 28), 'hex'), substr(sha256(''), 1, 16), 1
 		FROM generate_series(1, 40000) i`)
 	must(t, admin, `INSERT INTO record_patient SELECT unnest(patients), type, id FROM record`)
 	must(t, admin, `INSERT INTO index_token SELECT 1, substr(sha256(id::bytea), 1, 16), type, id FROM record`)

@@ -48,7 +48,7 @@ func keyed(t testing.TB, db *DB) {
 
 // write makes a version of a record as phi would.
 func write(ref phi.Ref, version int64, patients ...string) phi.Write {
-	w := phi.Write{Sealed: phi.Sealed{
+	w := phi.Write{IndexID: 1, Sealed: phi.Sealed{
 		Ref: ref, Row: random16(), Version: version, Updated: time.UnixMilli(1_700_000_000_000 + version).UTC(), Method: "PUT",
 		Patients: patients, KeyID: 1, Seal: sealOf(1), Digest: random16(),
 	}, Expect: version - 1}
@@ -190,7 +190,7 @@ func TestGuardRace(t *testing.T) {
 	keyed(t, db)
 	s, ctx := db.Records(), t.Context()
 	tokens := []phi.Token{{Kind: phi.TokenIdentifier, Value: random16()}, {Kind: phi.TokenBirthDate, Value: random16()}}
-	guards := []phi.Guard{{Type: "Patient", Tokens: tokens}}
+	guards := []phi.Guard{{Type: "Patient", Tokens: [][]phi.Token{tokens[:1], tokens[1:]}}}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	stored, refused := 0, 0
@@ -219,8 +219,8 @@ func TestGuardRace(t *testing.T) {
 	// One token of two, and another type, do not match.
 	other := write(phi.Ref{Type: "Person", ID: "x"}, 1)
 	if err := s.Commit(ctx, []phi.Write{other}, []phi.Guard{
-		{Type: "Person", Tokens: tokens},
-		{Type: "Patient", Tokens: []phi.Token{tokens[0], {Kind: phi.TokenEmail, Value: random16()}}},
+		{Type: "Person", Tokens: guards[0].Tokens},
+		{Type: "Patient", Tokens: [][]phi.Token{tokens[:1], {{Kind: phi.TokenEmail, Value: random16()}}}},
 	}); err != nil {
 		t.Error(err)
 	}
@@ -357,7 +357,10 @@ func TestLikeMemory(t *testing.T) {
 			}
 			var guards []phi.Guard
 			if rapid.IntRange(0, 4).Draw(r, "guarded") == 0 {
-				guards = []phi.Guard{{Type: types.Draw(r, "type"), Tokens: rapid.SliceOfN(token, 1, 2).Draw(r, "guard")}}
+				guards = []phi.Guard{{Type: types.Draw(r, "type"), Tokens: rapid.SliceOfN(rapid.SliceOfN(token, 1, 2), 1, 2).Draw(r, "guard")}}
+				if rapid.Bool().Draw(r, "except") {
+					guards[0].Except = map[string]int64{ids.Draw(r, "excepted"): rapid.Int64Range(0, 2).Draw(r, "its version")}
+				}
 			}
 			same("Commit", stored.Commit(ctx, writes, guards), memory.Commit(ctx, writes, guards))
 		}

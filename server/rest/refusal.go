@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -117,7 +118,7 @@ func (c *call) refuse(err error) {
 // recover.
 func (c *call) survive() {
 	if v := recover(); v != nil {
-		panicked(c.s.logger, v, c.route.pattern, c.requestID)
+		c.s.logger.Error("answering panicked", "request_id", c.requestID, "route", c.route.pattern, "type", fmt.Sprintf("%T", v))
 		c.answer(&refusal{status: http.StatusInternalServerError, code: "exception", text: "internal error"})
 	}
 }
