@@ -33,12 +33,9 @@ const (
 	KeyRetired KeyState = "decrypt_only"
 )
 
-// When a data key is due for rotation (keys list says so, keys rotate does it): after keyYears, or when it has sealed
-// dueUses cells, long before random nonces are used up (2^32, NIST SP 800-38D 8.3).
-const (
-	keyYears = 5
-	dueUses  = 1 << 28
-)
+// keyYears is the age at which a data key is due for rotation: keys list says so, keys rotate does it. So is one that has
+// encrypted keyset.Worn times.
+const keyYears = 5
 
 // StoredKey is a data key with what the storage knows of it.
 type StoredKey struct {
@@ -51,7 +48,7 @@ type StoredKey struct {
 type KeyQuery struct {
 	State    KeyState
 	Subjects []UUID         // nil: of every subject
-	Due      time.Time      // only those made before, or used dueUses times; zero: all
+	Due      time.Time      // only those made before, or used keyset.Worn times; zero: all
 	Renewal  int64          // only those that an earlier renewal made, or none; 0: all
 	After    keyset.Binding // to continue after; the zero Binding starts
 	Limit    int
@@ -162,25 +159,48 @@ const (
 	sampled    = 100 // one row in so many is read back before its old key goes
 )
 
-// Scope says which data keys a rotation replaces.
+// Scope says which data keys a rotation replaces; the zero Scope, those that are due.
 type Scope struct {
-	Subjects []UUID // theirs, whatever their age
-	All      bool   // every key; with neither, those that are due
+	Patient      string // a patient's, of all segments: the logical id
+	Organisation bool   // those of what is nobody's
+	All          bool
 }
+
+// subjects are those that a scope names; nil: none in particular.
+func (t *Rotation) subjects(ctx context.Context, scope Scope) ([]UUID, error) {
+	switch {
+	case scope.Organisation:
+		return []UUID{{}}, nil
+	case scope.Patient == "":
+		return nil, nil
+	}
+	row, err := t.storage.Fetch(ctx, Ref{"Patient", scope.Patient}, 0)
+	if err != nil {
+		return nil, fmt.Errorf("looking up the patient: %w", err)
+	}
+	return []UUID{row.Subject}, nil
+}
+
+// KeysDueBefore is the day before which made keys are due for rotation.
+func KeysDueBefore(now time.Time) time.Time { return now.UTC().AddDate(-keyYears, 0, 0) }
 
 // DataKeys replaces the data keys of a scope: the next key is stored, then becomes active, then what the old one sealed is
 // sealed anew, current and superseded rows, and then the old key goes. It also takes up what an earlier rotation of the
 // scope did not finish; a subject's segment whose rotation was under way gets no second one. When it returns nil, no row
 // names a key that it replaced.
 func (t *Rotation) DataKeys(ctx context.Context, storage RotationStorage, scope Scope) error {
-	q := KeyQuery{State: KeyActive, Subjects: scope.Subjects, Limit: keyGroup}
-	e := audit.Event{Interaction: "key-rotate", Action: audit.ActionUpdate}
+	subjects, err := t.subjects(ctx, scope)
+	if err != nil {
+		return err
+	}
+	q := KeyQuery{State: KeyActive, Subjects: subjects, Limit: keyGroup}
+	e := audit.Event{Interaction: "key-rotate", Action: audit.ActionUpdate, Patient: scope.Patient}
 	return t.recorded(ctx, e, func() error {
 		r := dataRotation{Rotation: t, storage: storage, stuck: map[keyName]bool{}}
 		var renewal Renewal
 		var err error
 		switch {
-		case scope.Subjects != nil:
+		case subjects != nil:
 			if r.only, err = r.unfinishedFirst(ctx, q); err != nil {
 				return err
 			}
@@ -190,7 +210,7 @@ func (t *Rotation) DataKeys(ctx context.Context, storage RotationStorage, scope 
 			}
 			q.Renewal = renewal.ID
 		default:
-			q.Due = t.now().AddDate(-keyYears, 0, 0)
+			q.Due = KeysDueBefore(t.now())
 		}
 		r.renewal = renewal.ID
 		keys, rows, err := storage.CountKeys(ctx, q)
@@ -419,7 +439,7 @@ func (r *dataRotation) successors(ctx context.Context, keys []keyset.Binding) (m
 	}
 	active := make(map[keyName]dataKey, len(found))
 	for _, k := range found {
-		aead, err := r.keys.AEAD(ctx, k.KEK, k.Wrapped, k.binding())
+		aead, err := r.keys.Sealer(ctx, k.KEK, k.Wrapped, k.binding())
 		if err != nil {
 			return nil, fmt.Errorf("opening data key: %w", err)
 		}

@@ -7,6 +7,7 @@
 //	chartkeep import PATH…       FHIR bundles, resources and NDJSON, sealed and audited
 //	chartkeep comply             control checks against the live deployment
 //	chartkeep audit …            the trail: verify, export, prove, witness
+//	chartkeep keys …             the life of keys: list, rotate, erase a patient
 //	chartkeep bench              the compliant path beside the bare floor
 //
 // Every flag has an environment variable CHARTKEEP_…, secrets are file paths, unknown settings are errors. Exit code 0 is
@@ -45,6 +46,7 @@ type commandLine struct {
 	Import  importVerb  `cmd:"" help:"Import FHIR bundles, single resources and NDJSON through the sealed, audited path."`
 	Comply  complyVerb  `cmd:"" help:"Run the control checks against the live deployment."`
 	Audit   auditVerb   `cmd:"" help:"The audit trail: verify, export, prove, witness."`
+	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, erase a patient."`
 	Bench   benchVerb   `cmd:"" help:"Measure the compliant path beside the bare floor, in one run."`
 
 	Version kong.VersionFlag `help:"Print the version."`
