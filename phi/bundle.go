@@ -59,7 +59,9 @@ func (e *bundleEntry) place() string {
 // Bundle executes a transaction (all or nothing, urn:uuid: and conditional references resolved) or a batch (each entry
 // for itself) and returns the entries of the response in the request's order.
 func (r *Records) Bundle(ctx context.Context, c *Caller, body []byte) (*BundleResult, error) {
-	a := r.begin(c, verbBatch, Ref{})
+	shared := *c
+	shared.export = newExport() // so that what its entries read joins
+	a := r.begin(&shared, verbBatch, Ref{})
 	kind, entries, e := parseBundle(body)
 	if e != nil {
 		return nil, a.refuse(ctx, e)

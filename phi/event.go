@@ -50,14 +50,6 @@ var (
 	verbImport  = verb{"import", audit.ActionExecute, 0}
 )
 
-// view is the part of a record that a decision lets through.
-type view struct {
-	classes      ClassSet
-	deidentified bool
-}
-
-func (v view) full() bool { return v.classes == AllClasses && !v.deidentified }
-
 // attempt is one call in progress: on whose behalf, what was decided so far, and how long its parts took. It is what an
 // event is made of.
 type attempt struct {
@@ -71,6 +63,7 @@ type attempt struct {
 	patient  string // whom the record concerns, as soon as that is known
 	decision auth.Decision
 	view     view
+	export   *export // of the de-identified view, as soon as there is one
 	trace    Trace
 	intent   audit.ID // correlation of the intents that were recorded
 }
@@ -122,7 +115,7 @@ func (a *attempt) permit(letter auth.Interaction, resourceType string) *Error {
 	since := a.clock()
 	a.decision = a.access.Type(a.caller.Principal, letter, resourceType, a.caller.Purpose)
 	a.trace.Decision += a.clock() - since
-	return a.decided(denied)
+	return a.decided(resourceType, denied)
 }
 
 // admit decides about a record by the patients it belongs to.
@@ -133,21 +126,21 @@ func (a *attempt) admit(ctx context.Context, letter auth.Interaction, resourceTy
 		Stray: len(patients) == 0 && belongs(resourceType),
 	})
 	a.trace.Decision += a.clock() - since
-	return a.decided(refusal)
+	return a.decided(resourceType, refusal)
 }
 
-func (a *attempt) decided(refusal func() *Error) *Error {
+func (a *attempt) decided(resourceType string, refusal func() *Error) *Error {
 	if !a.decision.Allowed {
 		if a.decision.Reason == auth.ReasonUnavailable {
 			return unavailable(nil)
 		}
 		return refusal()
 	}
-	classes, deidentified, ok := viewOf(a.decision.View)
+	classes, reduction, ok := ViewOf(a.decision.View, resourceType)
 	if !ok { // a view that this build does not know shows nothing
 		return a.overrule(denied())
 	}
-	a.view = view{classes, deidentified}
+	a.view = view{classes, reduction}
 	return nil
 }
 
@@ -205,6 +198,7 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 			e.Entities = append(e.Entities, audit.Entity{Type: "Patient", ID: other})
 		}
 	}
+	a.tellExport(e)
 	return e
 }
 
@@ -212,7 +206,7 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 // it is not for treatment, payment or health care operations, nor at the patient's own request. Purposes that this list does
 // not know are accounted for.
 func (a *attempt) discloses(purpose string) bool {
-	if a.verb.letter != auth.Read && a.verb.letter != auth.Search || a.view.deidentified {
+	if a.verb.letter != auth.Read && a.verb.letter != auth.Search || a.view.reduction == Deidentified {
 		return false
 	}
 	switch purpose {

@@ -3,7 +3,6 @@ package phi
 import (
 	"context"
 	"slices"
-	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
 )
@@ -41,6 +40,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 			return nil, invalid("value", "the page is not one that was given to this caller").because(err)
 		}
 	}
+	a.continueExport(from.Export)
 	count = pageSize(count)
 	since := a.clock()
 	rows, err := a.storage.FetchHistory(ctx, a.ref, a.view.classes, from.Before, count+1)
@@ -65,7 +65,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	result := &Page{Total: -1}
 	if len(rows) > count {
 		rows = rows[:count]
-		if result.Next, err = sealCursor(a.pages, scope, cursor{Before: rows[count-1].Version}); err != nil {
+		if result.Next, err = sealCursor(a.pages, scope, cursor{Before: rows[count-1].Version, Export: a.exportKey()}); err != nil {
 			return nil, unavailable(err)
 		}
 	} else if page == "" {
@@ -128,9 +128,8 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 
 func (a *attempt) tombstone(row *Sealed) *Resource {
 	res := &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method, Deleted: true, Subsetted: !a.view.full()}
-	if a.view.deidentified {
-		res.ID = a.pseudonym(row.Ref)
-		res.Updated = time.Date(row.Updated.Year(), 1, 1, 0, 0, 0, 0, time.UTC)
+	if a.view.reduction == Deidentified {
+		a.anonymous(res)
 	}
 	return res
 }

@@ -40,10 +40,10 @@ func TestMemoryIsCleared(t *testing.T) {
 
 // What render made stays as it is when the memory of the elements is used again.
 func TestRenderKeepsNothing(t *testing.T) {
-	for _, v := range []view{{classes: AllClasses}, {classes: 1 << ClassClinical}, {classes: 1 << ClassClinical, deidentified: true}} {
+	for _, v := range []view{{classes: AllClasses}, {classes: 1 << ClassClinical}, {classes: 1 << ClassClinical, reduction: Deidentified}, {classes: 1 << ClassClinical, reduction: Coded}} {
 		text := []byte(`{"profile":["http://p.test"]}"male"`)
 		meta := len(text) - len(`"male"`)
-		a := attempt{Records: &Records{pseudonyms: []byte("key")}, caller: &Caller{}, start: time.Now(), decision: auth.Decision{}, kind: audit.TypeREST, view: v}
+		a := attempt{Records: &Records{now: time.Now}, caller: &Caller{}, start: time.Now(), decision: auth.Decision{}, kind: audit.TypeREST, view: v}
 		res := a.render(&Sealed{Ref: Ref{"Patient", "1"}, Version: 1}, []fhir.Element{{Name: "meta", Raw: text[:meta]}, {Name: "gender", Raw: text[meta:]}})
 		before := bytes.Clone(res.JSON.Reveal())
 		clear(text)

@@ -62,6 +62,8 @@ type Caller struct {
 	Start     time.Time // when the request began
 	AuthTook  time.Duration
 	Trace     *Trace // where the request's parts are added up; may be nil
+
+	export *export // that the entries of a bundle share
 }
 
 // Trace adds up where a request's time went, for metrics. Not safe for concurrent use.

@@ -3,13 +3,10 @@ package phi
 import (
 	"context"
 	"crypto/cipher"
-	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -55,14 +52,13 @@ type Records struct {
 	logger  *slog.Logger
 	now     func() time.Time
 
-	indexes    atomic.Pointer[generations]
-	learning   chan struct{} // held by who asks for the index generations
-	lease      time.Duration
-	pages      cipher.AEAD // seals paging cursors
-	queries    cipher.AEAD // seals search text in events
-	pseudonyms []byte      // HMAC key of ids in the de-identified view
-	imports    []byte      // HMAC key of ids and digests of imported content
-	memory     sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
+	indexes  atomic.Pointer[generations]
+	learning chan struct{} // held by who asks for the index generations
+	lease    time.Duration
+	pages    cipher.AEAD // seals paging cursors
+	queries  cipher.AEAD // seals search text in events
+	imports  []byte      // HMAC key of ids and digests of imported content
+	memory   sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
 }
 
 // Open prepares Records: it loads (or, on an empty storage, makes) the organisation's secrets.
@@ -93,9 +89,6 @@ func Open(ctx context.Context, cfg Config) (*Records, error) {
 		return nil, err
 	}
 	var err error
-	if r.pseudonyms, err = r.secret(ctx, "pseudonym"); err != nil {
-		return nil, err
-	}
 	if r.imports, err = r.secret(ctx, "import"); err != nil {
 		return nil, err
 	}
@@ -325,8 +318,9 @@ func (r *Records) giveBack(mem *[]byte) {
 // render makes the JSON of opened elements, as far as the view goes. The Resource keeps nothing of their memory.
 func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
 	res := &Resource{Ref: row.Ref, Version: row.Version, Updated: row.Updated, Method: row.Method, Subsetted: !a.view.full()}
-	if a.view.deidentified {
-		return a.renderDeidentified(res, elements)
+	elements = a.reduced(row.Ref, elements)
+	if a.view.reduction == Deidentified {
+		return a.renderAnonymous(res, elements)
 	}
 	var stored []byte
 	size := len(`{"resourceType":"","id":"","meta":}`) + len(row.Type) + len(row.ID)
@@ -342,28 +336,6 @@ func (a *attempt) render(row *Sealed, elements []fhir.Element) *Resource {
 	m := appendMeta(meta[:0], row.Version, row.Updated, stored, res.Subsetted)
 	res.JSON = Conceal(fhir.Assemble(make([]byte, 0, size+len(m)), row.Type, row.ID, m, elements))
 	return res
-}
-
-// renderDeidentified shows neither the record's id nor when it was stored: a year, as Safe Harbor allows (45 CFR
-// 164.514(b)(2)(i)(C)), and a pseudonym that stays the same for this organisation.
-func (a *attempt) renderDeidentified(res *Resource, elements []fhir.Element) *Resource {
-	elements = slices.DeleteFunc(elements, func(e fhir.Element) bool { return e.Name == "meta" })
-	text := fhir.Assemble(nil, res.Type, res.ID, []byte("{}"), elements)
-	res.ID = a.pseudonym(res.Ref)
-	res.Updated = time.Date(res.Updated.Year(), 1, 1, 0, 0, 0, 0, time.UTC)
-	var kept []fhir.Element
-	if whole, issues := fhir.Parse(text); issues == nil {
-		kept = slices.DeleteFunc(deidentify(whole).Elements, func(e fhir.Element) bool { return e.Name == "meta" })
-	}
-	res.JSON = Conceal(fhir.Assemble(nil, res.Type, res.ID, []byte(`{"tag":[`+subsettedTag+`]}`), kept))
-	return res
-}
-
-// pseudonym is the id that the de-identified view shows.
-func (r *Records) pseudonym(ref Ref) string {
-	mac := hmac.New(sha256.New, r.pseudonyms)
-	mac.Write([]byte(ref.String()))
-	return hex.EncodeToString(mac.Sum(nil)[:16])
 }
 
 const subsettedTag = `{"system":"http://terminology.hl7.org/CodeSystem/v3-ObservationValue","code":"` + subsettedCode + `"}`

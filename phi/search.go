@@ -251,6 +251,7 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 		return nil, e
 	}
 	q.sel.After = from.After
+	a.continueExport(from.Export)
 	if len(q.named) == 1 {
 		a.patient = q.named[0]
 	}
@@ -272,9 +273,12 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 	for i, h := range hits {
 		page.Resources[i] = h.resource
 	}
+	if a.view.reduction == Deidentified { // by id, the order would join this export to another
+		slices.SortFunc(page.Resources, func(x, y *Resource) int { return strings.Compare(x.ID, y.ID) })
+	}
 	if more != "" {
 		var err error
-		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more}); err != nil {
+		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more, Export: a.exportKey()}); err != nil {
 			return nil, unavailable(err)
 		}
 	} else if from.After == "" {
@@ -312,7 +316,7 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 	})
 	a.trace.Decision += a.clock() - since
 	a.decision = filter.Decision
-	if e := a.decided(denied); e != nil {
+	if e := a.decided(a.ref.Type, denied); e != nil {
 		return e
 	}
 	q.sel.Patient, q.sel.Practitioner, q.sel.Named = filter.Patient, filter.Practitioner, belongs(a.ref.Type)
@@ -325,7 +329,7 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 			return a.overrule(fail(Denied, "forbidden", "the search looks at elements that the caller may not read"))
 		}
 	}
-	if a.view.deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil || !q.sel.UpdatedFrom.IsZero() || !q.sel.UpdatedTo.IsZero()) {
+	if a.view.reduction == Deidentified && (q.sel.Patients != nil || q.sel.Tokens != nil || !q.sel.UpdatedFrom.IsZero() || !q.sel.UpdatedTo.IsZero()) {
 		return a.overrule(fail(Denied, "forbidden", "the de-identified view cannot be searched by what identifies a patient, nor by more of a date than its year"))
 	}
 	if !q.bounded && !filter.All && filter.Patient == "" && a.ref.Type != "Patient" && fhir.InPatientCompartment(a.ref.Type) {
@@ -509,7 +513,7 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 	if e := s.narrow(ctx, q); e != nil {
 		return nil, nil, e
 	}
-	if s.view.deidentified {
+	if s.view.reduction == Deidentified {
 		return nil, nil, s.overrule(denied())
 	}
 	receipt, e := s.recordQuery(ctx, q, params)

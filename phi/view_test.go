@@ -4,27 +4,28 @@ import "testing"
 
 func TestViewOf(t *testing.T) {
 	for _, tt := range []struct {
-		name         string
-		classes      string
-		deidentified bool
-		ok           bool
+		name, resourceType string
+		classes            string
+		reduction          Reduction
+		ok                 bool
 	}{
-		{"full", "identifier name birth_date contact clinical narrative ", false, true},
-		{"demographics", "identifier name birth_date contact ", false, true},
-		{"billing", "identifier name birth_date contact clinical ", false, true},
-		{"deidentified", "clinical ", true, true},
-		{"", "", false, false},
-		{"Full", "", false, false},
+		{"full", "Patient", "identifier name birth_date contact clinical narrative ", Whole, true},
+		{"demographics", "Patient", "identifier name birth_date contact ", Whole, true},
+		{"billing", "Encounter", "identifier name birth_date contact clinical ", Coded, true},
+		{"deidentified", "Observation", "clinical ", Deidentified, true},
+		{"deidentified", "Patient", "birth_date contact clinical ", Deidentified, true},
+		{"", "Patient", "", Whole, false},
+		{"Full", "Patient", "", Whole, false},
 	} {
-		set, deidentified, ok := viewOf(tt.name)
+		set, reduction, ok := ViewOf(tt.name, tt.resourceType)
 		classes := ""
 		for c := range Class(NumClasses) {
 			if set.Has(c) {
 				classes += c.String() + " "
 			}
 		}
-		if classes != tt.classes || deidentified != tt.deidentified || ok != tt.ok {
-			t.Errorf("viewOf(%q) = %s, %v, %v", tt.name, classes, deidentified, ok)
+		if classes != tt.classes || reduction != tt.reduction || ok != tt.ok {
+			t.Errorf("ViewOf(%q, %q) = %s, %v, %v", tt.name, tt.resourceType, classes, reduction, ok)
 		}
 	}
 }

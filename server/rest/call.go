@@ -79,7 +79,7 @@ func (s *Server) handle(fc *fiber.Ctx, r *route) error {
 func (c *call) guarded() (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			// The value is not logged: it may quote a record. Its type and the route are enough to find the place.
+			panicked(c.s.logger, v, c.route.pattern, c.requestID)
 			err = fmt.Errorf("handler panicked with a %T", v)
 		}
 	}()

@@ -24,6 +24,7 @@ func (c *call) readyz() error {
 		all.Go(func() {
 			defer func() {
 				if v := recover(); v != nil {
+					panicked(c.s.logger, v, c.route.pattern, c.requestID)
 					errs[i] = fmt.Errorf("check panicked with a %T", v)
 				}
 			}()

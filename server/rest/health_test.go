@@ -69,6 +69,11 @@ func TestMounts(t *testing.T) {
 	if e := d.eventsOf(a.Header.Get("X-Request-Id")); len(e) != 1 || e[0].Event.Outcome != audit.SeriousFailure {
 		t.Errorf("events of a panic: %+v", e)
 	}
+	// The log names the place, and nothing of what was at hand there: deploy looks for the planted name.
+	logs := d.logs.String()
+	if !strings.Contains(logs, `"type":"string"`) || !strings.Contains(logs, "rest_test.TestMounts.func1.2:") || strings.Contains(logs, "({0x") {
+		t.Errorf("a panic is logged as %s", logs)
+	}
 }
 
 // TestStorageAway takes the records' storage away and brings it back: 503 with Retry-After, then service without a restart.

@@ -179,7 +179,7 @@ func (c *call) watch() error {
 		HandshakeTimeout: handshakeTime, Subprotocols: []string{bearerProtocol}, WriteBufferSize: 16 << 10,
 		RecoverHandler: func(*websocket.Conn) {
 			if v := recover(); v != nil {
-				w.s.logger.Error("watching panicked", "request_id", w.template.RequestID, "type", fmt.Sprintf("%T", v))
+				panicked(w.s.logger, v, "/v1/audit/live", w.template.RequestID)
 			}
 		},
 	})

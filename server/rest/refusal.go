@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -118,7 +117,7 @@ func (c *call) refuse(err error) {
 // recover.
 func (c *call) survive() {
 	if v := recover(); v != nil {
-		c.s.logger.Error("answering panicked", "request_id", c.requestID, "route", c.route.pattern, "type", fmt.Sprintf("%T", v))
+		panicked(c.s.logger, v, c.route.pattern, c.requestID)
 		c.answer(&refusal{status: http.StatusInternalServerError, code: "exception", text: "internal error"})
 	}
 }
