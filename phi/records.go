@@ -199,6 +199,9 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 	if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
 		return nil, e
 	}
+	if row.Erased {
+		return nil, erased()
+	}
 	if a.view.classes&^row.Fetched != 0 { // the record's decision shows more than the type's promised
 		if row, e = a.fetch(ctx); e != nil {
 			return nil, e
@@ -260,6 +263,9 @@ func (a *attempt) verify(ctx context.Context, row *Sealed) *Error {
 
 // aead returns the cipher of a row's data key.
 func (a *attempt) aead(ctx context.Context, row *Sealed) (cipher.AEAD, *Error) {
+	if row.Erased {
+		return nil, erased()
+	}
 	since := a.clock()
 	aead, err := a.keys.AEAD(ctx, row.Key.KEK, row.Key.Wrapped, keyset.Binding{Subject: row.Subject, Segment: row.Segment, KeyID: row.KeyID})
 	a.trace.Crypto += a.clock() - since

@@ -393,6 +393,9 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 			return nil, "", stored(err)
 		}
 		for i, row := range rows {
+			if row.Erased {
+				continue
+			}
 			resource, e := a.candidate(ctx, q, row, receipt)
 			if e != nil {
 				return nil, "", e

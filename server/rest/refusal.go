@@ -54,7 +54,7 @@ func ofKind(k phi.Kind) (status int, code, text string, issues bool) {
 	case phi.NotFound:
 		return http.StatusNotFound, "not-found", "no such resource", false
 	case phi.Gone:
-		return http.StatusGone, "deleted", "the resource was deleted", false
+		return http.StatusGone, "deleted", "the resource was deleted", true
 	case phi.Conflict:
 		return http.StatusConflict, "conflict", "the resource changed meanwhile", true
 	case phi.PreconditionFailed:
@@ -216,13 +216,13 @@ func (c *call) refusalEvent(r *refusal) *audit.Event {
 // action is the letter of the request in events.
 func (c *call) action() audit.Action {
 	switch c.route.interaction {
-	case "create", "relationship-grant":
+	case "create", "relationship-grant", "erasure-request":
 		return audit.ActionCreate
-	case "update":
+	case "update", "erasure-withdraw":
 		return audit.ActionUpdate
-	case "delete", "relationship-end":
+	case "delete", "relationship-end", "patient-shred":
 		return audit.ActionDelete
-	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read":
+	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "erasure-list", "erasure-read":
 		return audit.ActionRead
 	default:
 		return audit.ActionExecute
