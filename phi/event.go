@@ -295,6 +295,7 @@ func (a *attempt) broken(ctx context.Context, row *Sealed, err error) *Error {
 	e.Action = audit.ActionExecute
 	e.OutcomeDesc = "a stored row does not open"
 	e.Entities = append(e.Entities, audit.Entity{Type: "key", ID: row.Key.KEK, Version: int64(row.KeyID)})
+	a.ring(ctx)
 	if _, err := a.record(context.WithoutCancel(ctx), a.level.Disclosure, e); err != nil {
 		return err
 	}

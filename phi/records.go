@@ -51,6 +51,7 @@ type Records struct {
 	level   Levels
 	logger  *slog.Logger
 	now     func() time.Time
+	alarm   alarm
 
 	indexes  atomic.Pointer[generations]
 	learning chan struct{} // held by who asks for the index generations

@@ -130,6 +130,8 @@ func newDescs() map[string]*prometheus.Desc {
 		"timings_dropped_total":          "Durations of requests that were not recorded in the trail.",
 		"audit_clock_skew_seconds":       "Wall clock minus the database's.",
 		"audit_streams_refused_total":    "Journal streams that the database did not continue; their events were recorded again.",
+		"phi_integrity_failures_total":   "Stored rows that did not open, or were found under tokens that are not theirs; they were withheld.",
+		"phi_integrity_alarm":            "1 while three or more rows failed within the last minute.",
 		"auth_policy_version":            "Version of the access policy in force.",
 		"auth_jwks_keys":                 "Keys of the issuer at hand.",
 		"auth_tokens_refused_total":      "Tokens refused.",
@@ -196,6 +198,9 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
 	cache("relationships", access.Hits, access.Misses)
+	records := c.rooms.records.Stats()
+	counter("phi_integrity_failures_total", records.IntegrityFailures)
+	gauge("phi_integrity_alarm", number(records.IntegrityAlarm))
 	keys := c.rooms.keys.Stats()
 	cache("keys", keys.Hits, keys.Misses)
 	gauge("kek_age_seconds", keys.Age.Seconds())
