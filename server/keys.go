@@ -17,6 +17,12 @@ import (
 type keysVerb struct {
 	List   keysListVerb   `cmd:"" help:"Show keys by state, age and use, what is in progress, and what is due."`
 	Rotate keysRotateVerb `cmd:"" help:"Replace data keys, and seal anew what they sealed, while everything goes on."`
+	Shred  keysShredVerb  `cmd:"" help:"Erase a patient for good, by two persons."`
+
+	Certificate keysCertificateVerb `cmd:"" help:"Print the certificate of an erasure."`
+
+	Backup  keysBackupVerb  `cmd:"" help:"Write the key tables, every key wrapped."`
+	Restore keysRestoreVerb `cmd:"" help:"Put a backup of the key tables back."`
 }
 
 // keysListVerb shows what keys there are.

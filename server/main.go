@@ -8,6 +8,7 @@
 //	chartkeep comply             control checks against the live deployment
 //	chartkeep audit …            the trail: verify, export, prove, witness
 //	chartkeep keys …             the life of keys: list, rotate, erase a patient
+//	chartkeep backup, restore    the sealed records, without keys
 //	chartkeep bench              the compliant path beside the bare floor
 //
 // Every flag has an environment variable CHARTKEEP_…, secrets are file paths, unknown settings are errors. Exit code 0 is
@@ -47,6 +48,8 @@ type commandLine struct {
 	Comply  complyVerb  `cmd:"" help:"Run the control checks against the live deployment."`
 	Audit   auditVerb   `cmd:"" help:"The audit trail: verify, export, prove, witness."`
 	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, erase a patient."`
+	Backup  backupVerb  `cmd:"" help:"Write the sealed records, without keys."`
+	Restore restoreVerb `cmd:"" help:"Put a backup of the sealed records into an empty database."`
 	Bench   benchVerb   `cmd:"" help:"Measure the compliant path beside the bare floor, in one run."`
 
 	Version kong.VersionFlag `help:"Print the version."`
