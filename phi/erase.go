@@ -199,7 +199,7 @@ func (x *Erasures) look(ctx context.Context, who Officer, interaction string, id
 
 // Withdraw ends a request that waits.
 func (x *Erasures) Withdraw(ctx context.Context, who Officer, id UUID) error {
-	return x.decide(ctx, who, "erasure-withdraw", audit.ActionUpdate, id, func(e *Erasure, _ audit.ID) *Error {
+	return x.decide(ctx, who, "erasure-withdraw", audit.ActionUpdate, id, func(*Erasure, audit.ID) *Error {
 		return erasureFault(x.storage.WithdrawErasure(ctx, id, strings.TrimSpace(who.Agent.User)))
 	})
 }
@@ -210,7 +210,10 @@ func (x *Erasures) Approve(ctx context.Context, who Officer, id UUID) (*Certific
 	var made Certificate
 	err := x.decide(ctx, who, "patient-shred", audit.ActionDelete, id, func(e *Erasure, intent audit.ID) *Error {
 		by := strings.TrimSpace(who.Agent.User)
-		if by == "" || strings.EqualFold(by, e.RequestedBy) {
+		switch {
+		case e.State != ErasureRequested:
+			return erasureFault(ErrErasureDecided)
+		case by == "" || strings.EqualFold(by, e.RequestedBy):
 			return erasureFault(ErrOnePerson)
 		}
 		subject, fault := x.subject(ctx, e.Patient)
@@ -372,12 +375,13 @@ func (c *Certificate) Text() (string, error) {
 	return certificateHeader + "\n" + string(b) + "\n", nil
 }
 
-// ParseCertificate reads a certificate's text. Who signed it is not its affair.
-func ParseCertificate(text string) (*Certificate, error) {
-	line, ok := strings.CutPrefix(text, certificateHeader+"\n")
+// ReadCertificate reads a certificate from its text, or from the note that it was signed as. Who signed it is not its affair.
+func ReadCertificate(msg []byte) (*Certificate, error) {
+	text, ok := strings.CutPrefix(string(msg), certificateHeader+"\n")
 	if !ok {
 		return nil, errors.New("phi: not an erasure certificate")
 	}
+	line, _, _ := strings.Cut(text, "\n")
 	var c Certificate
 	if err := json.Unmarshal([]byte(line), &c); err != nil {
 		return nil, fmt.Errorf("phi: reading erasure certificate: %w", err)

@@ -23,6 +23,8 @@ type rooms struct {
 	access  *auth.Access
 	records *phi.Records
 
+	erasures *phi.Erasures
+
 	sequencer *audit.Sequencer // nil without a key
 	patrol    *audit.Patrol    // nil without a key
 
@@ -56,6 +58,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	}); err != nil {
 		return nil, fmt.Errorf("opening records: %w", err)
 	}
+	r.erasures = newErasures(r, s)
 	if r.sequencer, err = newSequencer(s, r.db, r); err != nil {
 		return nil, err
 	}

@@ -24,6 +24,13 @@ func (s *Storage) Place(h Hold) {
 	s.holds = append(s.holds, h)
 }
 
+// Lift releases every hold.
+func (s *Storage) Lift() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holds = nil
+}
+
 func (s *Storage) ErasureScope(_ context.Context, patient string, subject phi.UUID) (*phi.ErasureScope, error) {
 	unlock, err := s.read("ErasureScope")
 	defer unlock()

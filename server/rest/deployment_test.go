@@ -164,7 +164,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	check(t, err)
 	cfg := rest.Config{
 		Base: d.base, Records: records, Verifier: verifier, Access: access, Log: d.log, Trail: d.trail, Level: level,
-		Policy: d.storage, Key: key, Tree: d.tree,
+		Policy: d.storage, Key: key, Tree: d.tree, Erasures: phi.NewErasures(phi.ErasureConfig{Records: records, Storage: d.storage}),
 		Issuer: rest.Issuer{
 			Issuer: "https://issuer.test", Authorize: "https://issuer.test/authorize", Token: "https://issuer.test/token", JWKS: d.issuer.url,
 		},

@@ -84,6 +84,11 @@ func (s *Server) table() []route {
 		{post, v + "/relationships", may("relationships:write"), "relationship-grant", false, (*call).grant},
 		{del, v + "/relationships/:practitioner/:patient", may("relationships:write"), "relationship-end", false, (*call).ungrant},
 		{get, v + "/roles", may("policy:read"), "policy-read", false, (*call).roles},
+		{get, v + "/erasures", may("erasure:read"), "erasure-list", false, (*call).erasures},
+		{post, v + "/erasures", may("erasure:request"), "erasure-request", false, (*call).requestErasure},
+		{get, v + "/erasures/:id", may("erasure:read"), "erasure-read", false, (*call).erasure},
+		{del, v + "/erasures/:id", may("erasure:request"), "erasure-withdraw", false, (*call).withdrawErasure},
+		{post, v + "/erasures/:id/approval", may("erasure:approve"), "patient-shred", false, (*call).approveErasure},
 
 		{get, "/healthz", open, "health", false, (*call).healthz},
 		{get, "/readyz", open, "readiness", false, (*call).readyz},

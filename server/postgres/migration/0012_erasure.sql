@@ -57,7 +57,8 @@ GRANT SELECT, DELETE ON treatment TO chartkeep_keys;
 GRANT SELECT, UPDATE ON authz_epoch TO chartkeep_keys;
 
 INSERT INTO capability VALUES
-  ('officer', 'erasure:request'), ('officer', 'erasure:approve'), ('admin', 'erasure:approve');
+  ('officer', 'erasure:read'), ('officer', 'erasure:request'), ('officer', 'erasure:approve'),
+  ('admin', 'erasure:read'), ('admin', 'erasure:approve');
 RESET ROLE;
 
 SET LOCAL ROLE chartkeep_audit_owner;
