@@ -28,7 +28,8 @@ import (
 //     the first one's id as Correlation, and one event tells the outcome of all.
 //   - A refusal or failure is one event, recorded before the answer goes out; when it cannot be recorded the answer is
 //     Unavailable.
-//   - A row that does not open is a security alert ("phi.integrity_failure") naming type, id, version and key, beside it.
+//   - A row that does not open, or that a search found under an index token that is not its own, is a security alert
+//     ("phi.integrity_failure") naming type, id, version and key, beside it.
 
 // verb is what a call does, in the words of audit and of auth.
 type verb struct {
@@ -287,19 +288,26 @@ func (a *attempt) finish() {
 	a.trace = Trace{}
 }
 
-// broken withholds a row that does not open, and raises the alarm. The event names the row and its key, never bytes.
+// broken withholds a row that does not open.
 func (a *attempt) broken(ctx context.Context, row *Sealed, err error) *Error {
+	if e := a.alert(ctx, row, "a stored row does not open"); e != nil {
+		return e
+	}
+	return fail(Integrity, "exception", "the stored record failed its integrity check and is withheld").because(err)
+}
+
+// alert records that somebody edited the database, and counts towards the alarm. The event names the row and its key, never
+// bytes.
+func (a *attempt) alert(ctx context.Context, row *Sealed, what string) *Error {
 	e := a.event(audit.SeriousFailure, row.Ref, row.Version, row.Patients)
 	e.Type = audit.TypeSecurityAlert
 	e.Interaction = "phi.integrity_failure"
 	e.Action = audit.ActionExecute
-	e.OutcomeDesc = "a stored row does not open"
+	e.OutcomeDesc = what
 	e.Entities = append(e.Entities, audit.Entity{Type: "key", ID: row.Key.KEK, Version: int64(row.KeyID)})
 	a.ring(ctx)
-	if _, err := a.record(context.WithoutCancel(ctx), a.level.Disclosure, e); err != nil {
-		return err
-	}
-	return fail(Integrity, "exception", "the stored record failed its integrity check and is withheld").because(err)
+	_, err := a.record(context.WithoutCancel(ctx), a.level.Disclosure, e)
+	return err
 }
 
 // stored turns what a Storage returned into an Error.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/chartkeep/chartkeep/phi/fhir"
 )
 
 // IndexState is where a generation of index keys is in its life.
@@ -154,6 +156,24 @@ func (g *generations) lookup(resourceType string, params []Param) [][]Token {
 		}
 	}
 	return sets
+}
+
+// carries reports whether an opened record could have been found by a conjunction of alternatives: whether it has, under some
+// generation, one token of each. Who edits tokens can offer a record for another's search, and is noticed by this.
+func (g *generations) carries(r *fhir.Resource, sets [][]Token) bool {
+	if len(sets) == 0 {
+		return true
+	}
+	var own []Token
+	for _, x := range g.all {
+		own = append(own, x.tokens(r.Type, r.Elements)...)
+	}
+	for _, alternatives := range sets {
+		if !slices.ContainsFunc(alternatives, func(t Token) bool { return slices.Contains(own, t) }) {
+			return false
+		}
+	}
+	return true
 }
 
 // either combines two conjunctions, of which a record satisfies one whole or the other.

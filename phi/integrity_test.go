@@ -224,3 +224,55 @@ func TestAlarm(t *testing.T) {
 		t.Error("the alarm does not end")
 	}
 }
+
+// TestForgedTokens puts A's index tokens on B and searches for A (experiment 21): A alone is returned, and an event names B.
+// Candidates that the index offers rightly, and that do not match all the same, are no alert.
+func TestForgedTokens(t *testing.T) {
+	b := newBench(t)
+	ctx := context.Background()
+	a := b.create("Patient", adam)
+	victim := b.create("Patient", `{"resourceType":"Patient","name":[{"family":"Lindqvistsson"}],"birthDate":"1990-10-11","identifier":[{"system":"http://hospital.test/mrn","value":"MRN-2"}]}`)
+	search := func(pairs ...string) (ids []string, alerts []audit.Event) {
+		for _, e := range b.during(func() {
+			page, err := b.Records.Search(ctx, backend(), "Patient", params(pairs...), false)
+			if err != nil {
+				t.Fatal(pairs, err)
+			}
+			for _, r := range page.Resources {
+				ids = append(ids, r.ID)
+			}
+		}) {
+			if e.Interaction == "phi.integrity_failure" {
+				alerts = append(alerts, e)
+			}
+		}
+		return ids, alerts
+	}
+	searches := [][]string{
+		{"identifier", "http://hospital.test/mrn|MRN-1"}, {"identifier", "MRN-1"}, {"phone", "555-014-0001"}, {"birthdate", "1970-02-03"},
+		{"given", "adam"}, {"family", "lindqvist", "birthdate", "1970-02-03"},
+	}
+	for _, s := range append(searches, []string{"family:exact", "Lindqvist"}, []string{"family", "lindqvistsso"}) {
+		if _, alerts := search(s...); len(alerts) > 0 {
+			t.Errorf("%v, before anything was forged: %+v", s, alerts)
+		}
+	}
+	b.Storage.Forge(victim.Ref, a.Ref)
+	for _, s := range searches {
+		ids, alerts := search(s...)
+		if !slices.Equal(ids, []string{a.ID}) {
+			t.Errorf("%v found %v, want %s alone", s, ids, a.ID)
+		}
+		if len(alerts) != 1 || alerts[0].Type != audit.TypeSecurityAlert || alerts[0].Entities[0] != (audit.Entity{Type: "Patient", ID: victim.ID, Version: 1}) {
+			t.Errorf("%v: alerts %+v, want one about %s", s, alerts, victim.ID)
+		}
+	}
+	if n := b.Records.Stats().IntegrityFailures; n != uint64(len(searches)) {
+		t.Errorf("%d failures counted", n)
+	}
+	// A conditional create is not kept from its identifier by a forged token.
+	_, err := b.Records.Create(ctx, backend(), "Patient", []byte(adam), params("identifier", "http://hospital.test/mrn|MRN-1"))
+	if err != nil {
+		t.Error(err)
+	}
+}

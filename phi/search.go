@@ -454,7 +454,14 @@ func (a *attempt) candidate(ctx context.Context, q *query, row *Sealed, receipt 
 		if c.Match(parsed) {
 			continue
 		}
+		var e *Error
+		if a.view.reduction == Whole && !q.index.carries(parsed, q.sel.Tokens) {
+			e = a.alert(ctx, row, "a stored row was found under an index token that is not its own")
+		}
 		resource.JSON.Clear()
+		if e != nil {
+			return nil, e
+		}
 		if q.exact {
 			q.missed[row.ID] = row.Version
 		}

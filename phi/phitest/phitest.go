@@ -107,6 +107,16 @@ func (s *Storage) Edit(ref phi.Ref, edit func(*phi.Sealed)) {
 	versions[len(versions)-1] = &w
 }
 
+// Forge gives a record the index tokens of another beside its own, behind everybody's back.
+func (s *Storage) Forge(to, from phi.Ref) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	versions := s.records[to]
+	w := *versions[len(versions)-1]
+	w.Tokens = slices.Concat(w.Tokens, s.current(from).Tokens)
+	versions[len(versions)-1] = &w
+}
+
 // Rows returns the stored current versions, to be looked at only.
 func (s *Storage) Rows() []*phi.Write {
 	s.mu.RLock()
