@@ -161,15 +161,18 @@ func (g *generations) lookup(resourceType string, params []Param) [][]Token {
 // carries reports whether an opened record could have been found by a conjunction of alternatives: whether it has, under some
 // generation, one token of each. Who edits tokens can offer a record for another's search, and is noticed by this.
 func (g *generations) carries(r *fhir.Resource, sets [][]Token) bool {
-	if len(sets) == 0 {
-		return true
+	var kinds uint32
+	for _, alternatives := range sets {
+		for _, t := range alternatives {
+			kinds |= 1 << t.Kind
+		}
 	}
-	var own []Token
+	var carried []Token
 	for _, x := range g.all {
-		own = append(own, x.tokens(r.Type, r.Elements)...)
+		carried = append(carried, x.some(kinds, r.Type, r.Elements)...)
 	}
 	for _, alternatives := range sets {
-		if !slices.ContainsFunc(alternatives, func(t Token) bool { return slices.Contains(own, t) }) {
+		if !slices.ContainsFunc(alternatives, func(t Token) bool { return slices.Contains(carried, t) }) {
 			return false
 		}
 	}

@@ -97,7 +97,7 @@ func (a *attempt) importContent(ctx context.Context, content []byte, final bool)
 		return nil, e
 	}
 	result := &ImportResult{}
-	if e := a.commitChunks(ctx, changes); e != nil {
+	if e := a.commitChunks(ctx, changes, links); e != nil {
 		return nil, e
 	}
 	for _, c := range changes {
@@ -310,7 +310,7 @@ func (a *attempt) skipKnown(ctx context.Context, changes []*change) *Error {
 }
 
 // commitChunks commits patients first, so that what refers to them finds them whatever happens in between.
-func (a *attempt) commitChunks(ctx context.Context, changes []*change) *Error {
+func (a *attempt) commitChunks(ctx context.Context, changes []*change, links *links) *Error {
 	var ordered []*change
 	for _, patients := range []bool{true, false} {
 		for _, c := range changes {
@@ -321,7 +321,10 @@ func (a *attempt) commitChunks(ctx context.Context, changes []*change) *Error {
 	}
 	for len(ordered) > 0 {
 		n := min(len(ordered), importChunk)
-		if e := a.commit(ctx, ordered[:n], nil); e != nil {
+		if e := a.commit(ctx, ordered[:n], nil); e != nil && errors.Is(e.Err, errNotUnique) {
+			spread(changes, links) // the entry at fault and what refers to it stay out, the others go in
+			continue
+		} else if e != nil {
 			return e
 		}
 		for _, c := range ordered[:n] {

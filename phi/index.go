@@ -101,7 +101,15 @@ func prefixes(name string) []string {
 // tokens returns the tokens of a record's elements, sorted, without duplicates: of identifier and telecom in every type, of
 // name and birthDate in types that stand for persons.
 func (x *index) tokens(resourceType string, elements []fhir.Element) []Token {
-	m := minter{index: x, resourceType: resourceType}
+	return x.some(allKinds, resourceType, elements)
+}
+
+// allKinds has a bit for each kind of token.
+const allKinds uint32 = 1<<NumTokenKinds - 1
+
+// some returns the tokens of some kinds.
+func (x *index) some(kinds uint32, resourceType string, elements []fhir.Element) []Token {
+	m := minter{index: x, kinds: kinds, resourceType: resourceType}
 	var p person
 	for _, e := range elements {
 		class := classOf(resourceType, e.Name)
@@ -203,6 +211,7 @@ func (x *index) familyTerm(search string) string {
 // minter makes the tokens of one record or one lookup.
 type minter struct {
 	*index
+	kinds        uint32 // that are wanted, a bit each
 	resourceType string
 	macs         [NumTokenKinds]hash.Hash
 	tokens       []Token
@@ -210,7 +219,7 @@ type minter struct {
 
 func (m *minter) add(kind TokenKind, value string) bool {
 	key, ok := m.keys[kind]
-	if !ok {
+	if !ok || m.kinds>>kind&1 == 0 {
 		return false
 	}
 	mac := m.macs[kind]
@@ -248,7 +257,7 @@ func (m *minter) addPart(part string, kinds ...TokenKind) {
 		for _, kind := range kinds {
 			switch kind {
 			case TokenNamePrefix, TokenFamilyPrefix, TokenGivenPrefix:
-				if _, ok := m.keys[kind]; !ok {
+				if _, ok := m.keys[kind]; !ok || m.kinds>>kind&1 == 0 {
 					continue
 				}
 				for _, prefix := range prefixes(word) {

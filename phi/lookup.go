@@ -21,7 +21,7 @@ func (x *index) lookup(resourceType string, params []Param) [][]Token {
 	var unique, names, days [][]Token
 	var w wanted
 	for _, p := range params {
-		m := minter{index: x, resourceType: resourceType}
+		m := minter{index: x, kinds: allKinds, resourceType: resourceType}
 		name, modifier, _ := strings.Cut(p.Name, ":")
 		values := fhir.SplitSearchValue(p.Value, ',')
 		switch name {
@@ -53,7 +53,7 @@ func (x *index) lookup(resourceType string, params []Param) [][]Token {
 	if len(unique) > 0 {
 		return unique
 	}
-	m := minter{index: x, resourceType: resourceType}
+	m := minter{index: x, kinds: allKinds, resourceType: resourceType}
 	switch {
 	case m.addProduct(TokenFamilyBirth, w.families, w.days),
 		m.addProduct(TokenInitialYear, w.families, w.initials, w.years):

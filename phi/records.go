@@ -32,6 +32,10 @@ type Config struct {
 	Now     func() time.Time // nil = time.Now
 
 	IndexLease time.Duration // see the constant, which 0 stands for
+
+	// UniqueIdentifiers are systems of identifiers of which no two current patients may carry the same value, however it is
+	// punctuated. What is stored already is not looked at.
+	UniqueIdentifiers []string
 }
 
 // Levels are the durability levels that events wait for.
@@ -56,6 +60,7 @@ type Records struct {
 	indexes  atomic.Pointer[generations]
 	learning chan struct{} // held by who asks for the index generations
 	lease    time.Duration
+	unique   []string
 	pages    cipher.AEAD // seals paging cursors
 	queries  cipher.AEAD // seals search text in events
 	imports  []byte      // HMAC key of ids and digests of imported content
@@ -66,7 +71,7 @@ type Records struct {
 func Open(ctx context.Context, cfg Config) (*Records, error) {
 	r := &Records{
 		storage: cfg.Storage, keys: cfg.Keys, access: cfg.Access, log: cfg.Audit, level: cfg.Level, logger: cfg.Logger,
-		now: cfg.Now, learning: make(chan struct{}, 1), lease: cfg.IndexLease, memory: sync.Pool{New: func() any { return new([]byte) }},
+		now: cfg.Now, unique: cfg.UniqueIdentifiers, learning: make(chan struct{}, 1), lease: cfg.IndexLease, memory: sync.Pool{New: func() any { return new([]byte) }},
 	}
 	if r.level.Disclosure == 0 {
 		r.level.Disclosure = audit.Power

@@ -561,7 +561,10 @@ func (a *attempt) condition(ctx context.Context, c *change, params []Param) ([]*
 		if !q.exact {
 			return nil, nil
 		}
-		return []*guard{{resourceType: c.ref.Type, params: q.searched, except: q.missed}}, nil
+		return []*guard{{
+			resourceType: c.ref.Type, except: q.missed,
+			tokens: func(g *generations) [][]Token { return g.lookup(c.ref.Type, q.searched) },
+		}}, nil
 	}
 	return nil, precondition("multiple-matches", "the condition of the create matches more than one record")
 }

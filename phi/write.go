@@ -439,6 +439,11 @@ func (c *change) whereNamed(patient string) string {
 
 // commit records the intents, seals, stores, and records the outcome.
 func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard) *Error {
+	unique, e := a.uniqueness(changes)
+	if e != nil {
+		return e
+	}
+	guards = slices.Concat(guards, unique)
 	updated := a.now().UTC().Truncate(time.Millisecond)
 	var events []*audit.Event
 	var active []*change
@@ -499,6 +504,9 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard
 	if err != nil {
 		e := stored(err)
 		if conflict, ok := errors.AsType[*ConflictError](err); ok {
+			if errors.Is(err, ErrGuard) && guards[conflict.Guard].brings != nil {
+				return a.refused(guards[conflict.Guard])
+			}
 			for _, c := range active {
 				if c.ref == conflict.Ref {
 					a.blame(c)
@@ -553,7 +561,7 @@ func (a *attempt) rekey(ctx context.Context, active []*change) *Error {
 			}
 			keys[name] = k
 		}
-		aead, err := a.keys.AEAD(ctx, k.KEK, k.Wrapped, k.binding())
+		aead, err := a.keys.Sealer(ctx, k.KEK, k.Wrapped, k.binding())
 		if err != nil {
 			return unavailable(err)
 		}
@@ -578,6 +586,18 @@ func (c *change) fill(updated time.Time) {
 		c.plain = split(c.resource)
 	}
 	w.Patients = c.patients
+}
+
+// mint makes the tokens of a change, unless it has them.
+func (c *change) mint(x *index) {
+	w := &c.write
+	if w.IndexID == x.ID {
+		return
+	}
+	w.IndexID, w.Tokens = x.ID, nil
+	if c.resource != nil {
+		w.Tokens = x.tokens(c.resource.Type, c.resource.Elements)
+	}
 }
 
 // concerned are the patients whose charts a change touches: those the record belongs to, and those it did before.

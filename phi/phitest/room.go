@@ -29,6 +29,8 @@ type Options struct {
 	Trail   audit.Storage    // where events are shipped while the test runs; nil keeps the journal only
 	Now     func() time.Time // clock of Records; nil = time.Now
 	Logger  *slog.Logger
+
+	UniqueIdentifiers []string // systems
 }
 
 // Open opens a Room; it is closed when the test ends. Events wait for level Process, so that tests do not wait for a
@@ -74,6 +76,7 @@ func Open(t testing.TB, o Options) *Room {
 	})
 	r.Records, err = phi.Open(ctx, phi.Config{
 		Storage: r.Storage, Keys: r.Keys, Access: r.Access, Audit: r.Log, Now: o.Now, Logger: o.Logger, Source: "test",
+		UniqueIdentifiers: o.UniqueIdentifiers,
 		Level: phi.Levels{Disclosure: audit.Process, Other: audit.Process},
 	})
 	must(err)
