@@ -77,7 +77,7 @@ func Open(t testing.TB, o Options) *Room {
 	r.Records, err = phi.Open(ctx, phi.Config{
 		Storage: r.Storage, Keys: r.Keys, Access: r.Access, Audit: r.Log, Now: o.Now, Logger: o.Logger, Source: "test",
 		UniqueIdentifiers: o.UniqueIdentifiers,
-		Level: phi.Levels{Disclosure: audit.Process, Other: audit.Process},
+		Level:             phi.Levels{Disclosure: audit.Process, Other: audit.Process},
 	})
 	must(err)
 	return r
