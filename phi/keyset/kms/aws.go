@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 
 	"github.com/aws/smithy-go"
@@ -14,6 +15,10 @@ const awsPrefix = "aws-kms://"
 // openAWS uses AWS's default chain for credentials, endpoint and CA: AWS_ENDPOINT_URL_KMS, AWS_USE_FIPS_ENDPOINT and AWS_CA_BUNDLE
 // mean what they mean to the AWS CLI. The region is the key's.
 func (r *Root) openAWS() error {
+	// Not an alias: whoever may change an alias could point it at a key of his own.
+	if !regexp.MustCompile(`^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$`).MatchString(strings.TrimPrefix(r.uri, awsPrefix)) {
+		return errors.New("the URI is not aws-kms://arn:aws:kms:REGION:ACCOUNT:key/ID")
+	}
 	aead, err := awskms.NewAEADWithContext(context.Background(), strings.TrimPrefix(r.uri, awsPrefix))
 	if err != nil {
 		return err

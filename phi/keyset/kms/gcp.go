@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"errors"
+	"regexp"
 
 	"github.com/tink-crypto/tink-go-gcpkms/v2/integration/gcpkms"
 	"github.com/tink-crypto/tink-go/v2/tink"
@@ -17,6 +18,9 @@ const gcpPrefix = "gcp-kms://"
 
 // openGCP uses application default credentials, over gRPC: the REST transport of Tink's client has no deadlines.
 func (r *Root) openGCP(cfg Config) error {
+	if !regexp.MustCompile(`^gcp-kms://projects/[^/]+/locations/[^/]+/keyRings/[^/]+/cryptoKeys/[^/]+$`).MatchString(r.uri) {
+		return errors.New("the URI is not gcp-kms://projects/P/locations/L/keyRings/R/cryptoKeys/K")
+	}
 	var options []option.ClientOption
 	if cfg.Endpoint != "" {
 		tlsCfg, err := tlsConfig(cfg.CAFile)

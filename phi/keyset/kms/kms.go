@@ -12,7 +12,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -60,17 +59,17 @@ type judge func(error) verdict
 //	hcvault://HOST:PORT/transit/keys/NAME
 func Open(uri string, cfg Config) (*Root, error) {
 	r := &Root{uri: uri, close: func() error { return nil }}
-	u, err := url.Parse(uri)
-	if err != nil || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return nil, errors.New("opening KMS key: the URI is malformed, or carries more than a key's name")
+	if strings.ContainsAny(uri, "@?# ") {
+		return nil, errors.New("opening KMS key: the URI carries more than a key's name") // a password, perhaps
 	}
+	var err error
 	switch {
 	case strings.HasPrefix(uri, awsPrefix):
 		err = r.openAWS()
 	case strings.HasPrefix(uri, gcpPrefix):
 		err = r.openGCP(cfg)
 	case strings.HasPrefix(uri, vaultPrefix):
-		err = r.openVault(u, cfg)
+		err = r.openVault(cfg)
 	default:
 		err = fmt.Errorf("no KMS is known by that name; there are %s, %s and %s", awsPrefix, gcpPrefix, vaultPrefix)
 	}
@@ -116,8 +115,8 @@ func (r *Root) failed(ctx context.Context, err error, opening bool) error {
 	switch {
 	case opening && v.foreign:
 		return fmt.Errorf("KMS key %s: %w", r.uri, keyset.ErrWrapped)
-	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		return fmt.Errorf("KMS key %s: no answer within %s; can this host reach it?", r.uri, callFor)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("KMS key %s: no answer in time; can this host reach it?", r.uri)
 	case ctx.Err() != nil:
 		return fmt.Errorf("KMS key %s: %w", r.uri, ctx.Err())
 	case v.remedy == "":

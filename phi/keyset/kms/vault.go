@@ -26,7 +26,11 @@ type vault struct {
 
 // openVault binds with NewAEAD, which sends associated_data. Tink's NewClient would send it as context, which Vault ignores for keys
 // that are not derived: a wrapped key would open for anything.
-func (r *Root) openVault(u *url.URL, cfg Config) error {
+func (r *Root) openVault(cfg Config) error {
+	u, err := url.Parse(r.uri)
+	if err != nil || u.Host == "" {
+		return errVaultURI
+	}
 	if cfg.TokenFile == "" {
 		return errors.New("a file with Vault's token is missing (--kms-token-file)")
 	}
@@ -46,7 +50,7 @@ func (r *Root) openVault(u *url.URL, cfg Config) error {
 	client.ClearToken() // of the environment
 	aead, err := hcvault.NewAEAD(u.EscapedPath(), client.Logical())
 	if err != nil {
-		return fmt.Errorf("%w: it is hcvault://HOST:PORT/MOUNT/keys/NAME", err)
+		return errVaultURI
 	}
 	r.aead, r.judge = &vault{client: client, aead: aead, tokenFile: cfg.TokenFile}, judgeVault
 	r.close = func() error { transport.CloseIdleConnections(); return nil }
@@ -63,6 +67,8 @@ func (v *vault) DecryptWithContext(ctx context.Context, ciphertext, associatedDa
 	}
 	return v.call(ctx, func() ([]byte, error) { return v.aead.Decrypt(ciphertext, associatedData) })
 }
+
+var errVaultURI = errors.New("the URI is not hcvault://HOST:PORT/MOUNT/keys/NAME")
 
 // errForeign means that a stored key is not in Vault's form.
 var errForeign = errors.New("not wrapped by Vault")
