@@ -70,7 +70,7 @@ func (a *attempt) uniqueness(changes []*change) ([]*guard, *Error) {
 			continue
 		}
 		written[c.ref.ID] = 0
-		if c.resource == nil {
+		if c.resource == nil || replaced(c.resource.Type, c.resource.Elements) {
 			continue
 		}
 		c.eachIdentifier(func(n int, system, value string) {

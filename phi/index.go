@@ -109,6 +109,9 @@ const allKinds uint32 = 1<<NumTokenKinds - 1
 
 // some returns the tokens of some kinds.
 func (x *index) some(kinds uint32, resourceType string, elements []fhir.Element) []Token {
+	if replaced(resourceType, elements) {
+		return nil
+	}
 	m := minter{index: x, kinds: kinds, resourceType: resourceType}
 	var p person
 	for _, e := range elements {

@@ -5,11 +5,15 @@ import (
 	"errors"
 )
 
-// reseal seals the content of a row, fetched whole, under another data key: of a rotation, of the subject that a merge moved
-// the record to. Identity, version, time and patients stay; so does what the seal says of the tokens, unless tokens (the
-// digest of others) is given. The row itself is left alone. What was opened is cleared before it returns and goes nowhere
-// else: that it was opened is an event of whoever asks for it.
+// reseal seals the content of a row, fetched whole, under another data key. Identity, version, time and patients stay; so does
+// what the seal says of the tokens, unless tokens (the digest of others) is given. The row itself is left alone. What was opened
+// is cleared before it returns and goes nowhere else: that it was opened is an event of whoever asks for it.
 func reseal(from, to cipher.AEAD, row *Sealed, key WrappedKey, tokens []byte) (*Sealed, error) {
+	return rehome(from, to, row, key, tokens, row.Patients)
+}
+
+// rehome is reseal for a row that moves to other patients: of a merge.
+func rehome(from, to cipher.AEAD, row *Sealed, key WrappedKey, tokens []byte, patients []string) (*Sealed, error) {
 	if row.Fetched != AllClasses {
 		return nil, errors.New("sealing row anew: it was not fetched whole")
 	}
@@ -24,6 +28,7 @@ func reseal(from, to cipher.AEAD, row *Sealed, key WrappedKey, tokens []byte) (*
 	}
 	anew := *row
 	anew.Subject, anew.Segment, anew.KeyID, anew.Key = key.Subject, key.Segment, key.KeyID, key
+	anew.Patients = patients
 	if err := sealRow(to, &anew, &plain, tokens); err != nil {
 		return nil, err
 	}

@@ -91,13 +91,18 @@ func (a *attempt) assignKeys(ctx context.Context, changes []*change, there map[R
 			name.segment = segmentOf(c.resource)
 		}
 		switch {
-		case c.ref.Type == "Patient" && c.current == nil:
+		case c.ref.Type == "Patient" && c.current == nil || c.fresh:
 			name.subject = newUUID()
+			if c.fresh {
+				name.subject = *c.under
+			}
 			arriving[c.ref.ID], ring.born[name.subject] = name.subject, true
 			// The general key says that the subject is there: keys of other segments are made beside it only.
 			if _, e := ring.key(ctx, c, keyName{name.subject, segmentGeneral}); e != nil {
 				return e
 			}
+		case c.under != nil:
+			name.subject = *c.under
 		case c.ref.Type == "Patient" || c.resource == nil:
 			name.subject = c.current.Subject
 		case len(c.patients) > 0:

@@ -36,6 +36,8 @@ type change struct {
 	current  *Sealed // current version, a tombstone too; nil when there is none
 	existing *Sealed // what a conditional create matched: nothing is written
 	same     bool    // nothing to do: deleted already, or imported already
+	under    *UUID   // the subject that a merge moves a patient to; nil: the patient's own
+	fresh    bool    // under is new, and comes with these changes
 
 	write Write
 	plain [NumClasses][]byte
@@ -361,6 +363,8 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 	switch {
 	case c.current != nil && c.current.Erased:
 		return erased()
+	case c.current != nil && c.current.merged():
+		return fail(Conflict, "business-rule", "the patient was merged into another, and changes no more; unmerge first")
 	case c.resource == nil && c.current == nil:
 		return notFound()
 	case c.ifMatch != 0 && (c.current == nil || c.current.Version != c.ifMatch):
@@ -416,6 +420,10 @@ func (a *attempt) checkPatients(changes []*change, there map[Ref]*Sealed) {
 		for _, id := range c.patients {
 			known := there[Ref{"Patient", id}]
 			exists := known != nil && !known.Deleted() && !known.Erased
+			if exists && known.merged() {
+				c.failed(fail(Unprocessable, "business-rule", "the patient that is referred to was merged into another: refer to that one").at(c.whereNamed(id)))
+				break
+			}
 			if p := arriving[id]; p != nil {
 				exists = p.resource != nil || p.existing != nil
 			}
