@@ -9,6 +9,7 @@
 //	chartkeep audit …            the trail: verify, export, prove, witness
 //	chartkeep keys …             the life of keys: list, rotate, erase a patient
 //	chartkeep backup, restore    the sealed records, without keys
+//	chartkeep sweep              every stored record against its seal and the trail
 //	chartkeep bench              the compliant path beside the bare floor
 //
 // Every flag has an environment variable CHARTKEEP_…, secrets are file paths, unknown settings are errors. Exit code 0 is
@@ -50,6 +51,7 @@ type commandLine struct {
 	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, erase a patient."`
 	Backup  backupVerb  `cmd:"" help:"Write the sealed records, without keys."`
 	Restore restoreVerb `cmd:"" help:"Put a backup of the sealed records into an empty database."`
+	Sweep   sweepVerb   `cmd:"" help:"Hold every stored record against its seal and the audit trail."`
 	Bench   benchVerb   `cmd:"" help:"Measure the compliant path beside the bare floor, in one run."`
 
 	Version kong.VersionFlag `help:"Print the version."`

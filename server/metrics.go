@@ -152,6 +152,13 @@ func newDescs() map[string]*prometheus.Desc {
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, []string{"look"}, nil)
 	}
+	for name, help := range map[string]string{
+		"records_swept_timestamp_seconds": "When the last sweep of all records ended, on whichever instance.",
+		"records_swept_rows":              "Rows that it looked at.",
+		"records_swept_findings":          "What it found wrong: anything above 0 is an alarm.",
+	} {
+		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
+	}
 	d["cache_requests_total"] = prometheus.NewDesc("chartkeep_cache_requests_total", "Cache lookups by cache and result.", []string{"cache", "result"}, nil)
 	d["database_connections"] = prometheus.NewDesc("chartkeep_database_connections", "Connections by pool and state.", []string{"pool", "state"}, nil)
 	d["database_waits_total"] = prometheus.NewDesc("chartkeep_database_waits_total", "Requests that waited for a connection.", []string{"pool"}, nil)
@@ -195,6 +202,7 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 		c.sequencer(gauge)
 		c.patrol(gauge)
 	}
+	c.sweeper(gauge)
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
 	cache("relationships", access.Hits, access.Misses)

@@ -27,6 +27,7 @@ type rooms struct {
 
 	sequencer *audit.Sequencer // nil without a key
 	patrol    *audit.Patrol    // nil without a key
+	sweeper   *sweeper
 
 	stopRuns context.CancelFunc
 	runs     sync.WaitGroup
@@ -65,6 +66,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.sequencer != nil {
 		r.patrol = newPatrol(s, r)
 	}
+	r.sweeper = &sweeper{rooms: r}
 	var background context.Context
 	background, r.stopRuns = context.WithCancel(context.WithoutCancel(ctx))
 	r.start(background, "audit shipper", r.log.Run)
@@ -72,6 +74,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r.start(background, "keys", r.keys.Run)
 	r.start(background, "key listener", func(ctx context.Context) error { return r.db.ListenKeys(ctx, r.keys.Wake) })
 	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
+	r.start(background, "record sweep", r.sweeper.run)
 	if r.sequencer != nil {
 		r.start(background, "audit sequencer", r.sequencer.Run)
 		r.start(background, "audit patrol", r.patrol.Run)
