@@ -62,6 +62,23 @@ func (g *generations) same(other *generations) bool {
 // errUnknownRules refuses a generation whose tokens this program cannot make.
 var errUnknownRules = errors.New("phi: an index generation was made by rules that this program does not know")
 
+// openIndex learns what index generations there are, on an empty storage after choosing one.
+func (r *Records) openIndex(ctx context.Context, names NameSearch) error {
+	if names != "" {
+		if err := r.storage.ChooseNames(ctx, names); err != nil {
+			return fmt.Errorf("choosing how names are indexed: %w", err)
+		}
+	}
+	g, err := r.generations(ctx)
+	if err != nil {
+		return err
+	}
+	if names != "" && !slices.ContainsFunc(g.all, func(x *index) bool { return x.Names == names }) {
+		return fmt.Errorf("index generation %d indexes names by %s, not by %s: %w", g.active.ID, g.active.Names, names, ErrNames)
+	}
+	return nil
+}
+
 // generations returns the index generations, asking the storage for them when what is known is older than a lease. One asks
 // for all who wait.
 func (r *Records) generations(ctx context.Context) (*generations, error) {

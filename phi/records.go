@@ -36,7 +36,13 @@ type Config struct {
 	// UniqueIdentifiers are systems of identifiers of which no two current patients may carry the same value, however it is
 	// punctuated. What is stored already is not looked at.
 	UniqueIdentifiers []string
+	// Names is how names must be indexed; "" takes what is there, which is NamesPrefix on an empty storage. Where the index is of
+	// another kind, Open fails with ErrNames, until a new generation is at least being made.
+	Names NameSearch
 }
+
+// ErrNames says that names are indexed in another way than they must be.
+var ErrNames = errors.New("phi: names are indexed in another way; a new index generation is needed")
 
 // Levels are the durability levels that events wait for.
 type Levels struct {
@@ -91,7 +97,7 @@ func Open(ctx context.Context, cfg Config) (*Records, error) {
 	if r.lease == 0 {
 		r.lease = IndexLease
 	}
-	if _, err := r.generations(ctx); err != nil {
+	if err := r.openIndex(ctx, cfg.Names); err != nil {
 		return nil, err
 	}
 	var err error

@@ -149,6 +149,9 @@ type Storage interface {
 
 	// IndexGenerations returns the generations of index keys that are there, by id; one of them is active.
 	IndexGenerations(ctx context.Context) ([]IndexGeneration, error)
+	// ChooseNames replaces the index generation by one that indexes names as wanted, with the present IndexRules, as long as no
+	// record was ever stored; afterwards it does nothing.
+	ChooseNames(ctx context.Context, names NameSearch) error
 
 	// Imported reports whether a source (by keyed digest) was imported whole; MarkImported notes that it was.
 	Imported(ctx context.Context, digest [16]byte) (bool, error)

@@ -34,6 +34,7 @@ type deployment struct {
 	KMSHold              time.Duration `name:"kms-hold" help:"How long a key is used on while the KMS does not open it; then nothing is disclosed. Five minutes more than --kms-refresh at least." default:"10m" placeholder:"DURATION" group:"Deployment"`
 	Journal              string        `help:"Directory of the audit journal, on a disk that outlives the process." placeholder:"DIR" group:"Deployment"`
 	JournalKeep          time.Duration `help:"How long the journal keeps what the database has, as a second copy; up to 1 GiB, and less when space is short." default:"168h" placeholder:"DURATION" group:"Deployment"`
+	UniqueIdentifier     []string      `help:"System of identifiers of which no two patients may carry the same value, as of medical record numbers; may be repeated." sep:"none" placeholder:"SYSTEM" group:"Deployment"`
 	AuditDurability      string        `help:"What an audit event must survive before PHI leaves: process (kill -9), power (power cut) or database (loss of this host)." enum:"process,power,database" default:"power" group:"Deployment"`
 
 	checkpoints `embed:""`
@@ -87,7 +88,9 @@ type settings struct {
 	refresh     time.Duration // of what the roots have opened
 	hold        time.Duration
 	journal     string
-	keep        time.Duration // of shipped segments of the journal
+	keep        time.Duration  // of shipped segments of the journal
+	unique      []string       // systems of identifiers
+	names       phi.NameSearch // how names must be indexed; "" takes what is there
 	level       audit.Level
 	keys        []audit.LogKey // that sign checkpoints; none: this process does not sequence
 	witnesses   []audit.WitnessAddress
@@ -116,7 +119,12 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 		} else {
 			c.Close()
 		}
-		return demoSettings(d.Data, f.DatabaseURL, durability(d.AuditDurability))
+		s, err := demoSettings(d.Data, f.DatabaseURL, durability(d.AuditDurability))
+		if err != nil {
+			return nil, err
+		}
+		s.unique = d.UniqueIdentifier
+		return s, nil
 	}
 	for name, value := range map[string]string{"--database-url": d.DatabaseURL, "--kms": strings.Join(d.KMS, ""), "--journal": d.Journal} {
 		if value == "" {
@@ -148,7 +156,7 @@ func (d *deployment) resolve(production bool) (*settings, error) {
 	}
 	s := &settings{
 		databaseDSN: dsn, readDSN: readDSN, roots: roots, refresh: d.KMSRefresh, hold: d.KMSHold, journal: d.Journal, keep: cmp.Or(d.JournalKeep, -1),
-		level: durability(d.AuditDurability),
+		level: durability(d.AuditDurability), unique: d.UniqueIdentifier,
 	}
 	return s, d.read(s)
 }

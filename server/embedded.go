@@ -34,12 +34,14 @@ const defaultAddr = "127.0.0.1:8080"
 
 // demoVerb runs everything embedded.
 type demoVerb struct {
-	Data            string   `help:"Folder for everything the demo keeps between runs." default:"${default_data}" placeholder:"DIR"`
-	Addr            string   `help:"Address of the API; 127.0.0.1:8080, or a free port when that is taken." placeholder:"HOST:PORT"`
-	Patients        int      `help:"How many synthetic patients to make." default:"100"`
-	Import          []string `help:"FHIR files or folders to import at start." type:"path" placeholder:"PATH"`
-	AuditDurability string   `help:"What an audit event must survive before PHI leaves: process, power or database." enum:"process,power,database" default:"power"`
-	Pprof           bool     `help:"Serve /debug/pprof."`
+	Data             string   `help:"Folder for everything the demo keeps between runs." default:"${default_data}" placeholder:"DIR"`
+	Addr             string   `help:"Address of the API; 127.0.0.1:8080, or a free port when that is taken." placeholder:"HOST:PORT"`
+	Patients         int      `help:"How many synthetic patients to make." default:"100"`
+	Import           []string `help:"FHIR files or folders to import at start." type:"path" placeholder:"PATH"`
+	AuditDurability  string   `help:"What an audit event must survive before PHI leaves: process, power or database." enum:"process,power,database" default:"power"`
+	NameSearch       string   `help:"How names are indexed: prefix, exact or compound; the first start chooses (see serve --help)." enum:",prefix,exact,compound" default:"" placeholder:"KIND"`
+	UniqueIdentifier []string `help:"System of identifiers of which no two patients may carry the same value; may be repeated." sep:"none" placeholder:"SYSTEM"`
+	Pprof            bool     `help:"Serve /debug/pprof."`
 }
 
 // Help is shown by --help.
@@ -97,6 +99,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
+	s.unique, s.names = v.UniqueIdentifier, phi.NameSearch(v.NameSearch)
 	logFile, err := os.OpenFile(filepath.Join(v.Data, demoLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("opening log: %w", err)

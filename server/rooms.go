@@ -56,7 +56,10 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	}
 	if r.records, err = phi.Open(ctx, phi.Config{
 		Storage: r.db.Records(), Keys: r.keys, Access: r.access, Audit: r.log, Level: s.levels(), Source: "chartkeep", Logger: log,
-	}); err != nil {
+		UniqueIdentifiers: s.unique, Names: s.names,
+	}); errors.Is(err, phi.ErrNames) {
+		return nil, fmt.Errorf("--name-search: %w; make one with: chartkeep keys rotate --index --name-search %s", err, s.names)
+	} else if err != nil {
 		return nil, fmt.Errorf("opening records: %w", err)
 	}
 	r.erasures = newErasures(r, s)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/server/postgres"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
@@ -30,6 +31,7 @@ type serveVerb struct {
 	TLSKey         string   `name:"tls-key" help:"Private key, PEM." placeholder:"FILE"`
 	BehindTLSProxy bool     `name:"behind-tls-proxy" help:"TLS ends at a proxy in front; plaintext HTTP is then allowed off loopback."`
 	TrustedProxy   []string `help:"Networks whose X-Forwarded-For is believed." placeholder:"CIDR"`
+	NameSearch     string   `help:"How names are found and what a dump leaks (phi/THREATS.md): by prefix as FHIR asks, exact (whole names), or compound (only together with a birth date or year). The first start chooses; later it must be what the index is." enum:",prefix,exact,compound" default:"" placeholder:"KIND"`
 	MetricsAddr    string   `help:"Serve /metrics on a listener of its own." placeholder:"HOST:PORT"`
 	Pprof          bool     `help:"Serve /debug/pprof on the API's listener, loopback only."`
 }
@@ -102,6 +104,7 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
 	}
+	s.names = phi.NameSearch(v.NameSearch)
 	r, err := openRooms(ctx, s, log)
 	if err != nil {
 		return err

@@ -399,6 +399,17 @@ func (s *Storage) IndexGenerations(context.Context) ([]phi.IndexGeneration, erro
 	return slices.Clone(s.indexes), nil
 }
 
+func (s *Storage) ChooseNames(_ context.Context, names phi.NameSearch) error {
+	unlock, err := s.read("ChooseNames")
+	defer unlock()
+	chosen := func(g phi.IndexGeneration) bool { return g.Names == names }
+	if err == nil && len(s.records) == 0 && !slices.ContainsFunc(s.indexes, chosen) {
+		newest := s.indexes[len(s.indexes)-1].ID
+		s.indexes = []phi.IndexGeneration{{ID: newest + 1, State: phi.IndexActive, Rules: phi.IndexRules, Names: names}}
+	}
+	return err
+}
+
 // SetIndexGenerations puts other generations in place, as a rotation does.
 func (s *Storage) SetIndexGenerations(generations ...phi.IndexGeneration) {
 	s.mu.Lock()

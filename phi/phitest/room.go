@@ -31,6 +31,7 @@ type Options struct {
 	Logger  *slog.Logger
 
 	UniqueIdentifiers []string // systems
+	Names             phi.NameSearch
 }
 
 // Open opens a Room; it is closed when the test ends. Events wait for level Process, so that tests do not wait for a
@@ -76,8 +77,8 @@ func Open(t testing.TB, o Options) *Room {
 	})
 	r.Records, err = phi.Open(ctx, phi.Config{
 		Storage: r.Storage, Keys: r.Keys, Access: r.Access, Audit: r.Log, Now: o.Now, Logger: o.Logger, Source: "test",
-		UniqueIdentifiers: o.UniqueIdentifiers,
-		Level:             phi.Levels{Disclosure: audit.Process, Other: audit.Process},
+		UniqueIdentifiers: o.UniqueIdentifiers, Names: o.Names,
+		Level: phi.Levels{Disclosure: audit.Process, Other: audit.Process},
 	})
 	must(err)
 	return r

@@ -162,6 +162,14 @@ func (s *recordStorage) IndexGenerations(ctx context.Context) ([]phi.IndexGenera
 	return list, nil
 }
 
+// ChooseNames implements phi.Storage.
+func (s *recordStorage) ChooseNames(ctx context.Context, names phi.NameSearch) error {
+	if _, err := s.pool.Exec(ctx, `SELECT choose_index($1, $2)`, string(names), phi.IndexRules); err != nil {
+		return bare("choosing how names are indexed", err)
+	}
+	return nil
+}
+
 // Imported implements phi.Storage.
 func (s *recordStorage) Imported(ctx context.Context, digest [16]byte) (bool, error) {
 	var done bool

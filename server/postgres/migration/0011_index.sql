@@ -27,8 +27,22 @@ BEGIN
 END $$;
 CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE ON index_generation FOR EACH STATEMENT EXECUTE FUNCTION tell_index_generation();
 
--- UPDATE (names, rules) lets the program choose for an index that is still empty, and hold a generation FOR KEY SHARE.
-GRANT SELECT, UPDATE (names, rules) ON index_generation TO chartkeep_records;
+-- Lets the program choose how names are indexed while there is nothing in the index. Who had minted under the generation that was there
+-- holds it until the record is in, or finds it gone.
+CREATE FUNCTION choose_index(wanted text, rules smallint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
+DECLARE newest integer;
+BEGIN
+  PERFORM FROM index_generation ORDER BY id FOR UPDATE;
+  SELECT max(g.id) INTO newest FROM index_generation g;
+  IF EXISTS (SELECT FROM record) OR EXISTS (SELECT FROM index_generation g WHERE g.names = wanted) THEN RETURN; END IF;
+  DELETE FROM index_generation;
+  INSERT INTO index_generation (id, state, rules, names) VALUES (newest + 1, 'active', choose_index.rules, wanted);
+END $$;
+REVOKE EXECUTE ON FUNCTION choose_index FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION choose_index TO chartkeep_records;
+
+-- UPDATE (created) is what holding a row FOR KEY SHARE asks for.
+GRANT SELECT, UPDATE (created) ON index_generation TO chartkeep_records;
 GRANT SELECT, INSERT, UPDATE, DELETE ON index_generation TO chartkeep_keys;
 GRANT INSERT, DELETE ON index_token TO chartkeep_keys;
 GRANT DELETE ON phi_secret TO chartkeep_keys;
