@@ -28,6 +28,7 @@ import (
 //     the first one's id as Correlation, and one event tells the outcome of all.
 //   - A refusal or failure is one event, recorded before the answer goes out; when it cannot be recorded the answer is
 //     Unavailable.
+//   - What is shown in the de-identified view is said to be an export, by one more entity; all events of an export name the same.
 //   - A row that does not open, or that a search found under an index token that is not its own, is a security alert
 //     ("phi.integrity_failure") naming type, id, version and key, beside it.
 
@@ -199,7 +200,6 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 			e.Entities = append(e.Entities, audit.Entity{Type: "Patient", ID: other})
 		}
 	}
-	a.tellExport(e)
 	return e
 }
 
@@ -256,6 +256,9 @@ func (a *attempt) refuse(ctx context.Context, cause *Error) error {
 
 // record waits until the events are durable.
 func (a *attempt) record(ctx context.Context, level audit.Level, events ...*audit.Event) (audit.Receipt, *Error) {
+	for _, e := range events {
+		a.tellExport(e)
+	}
 	since := a.clock()
 	receipt, err := a.log.Record(ctx, level, events...)
 	a.trace.Audit += a.clock() - since
