@@ -367,6 +367,7 @@ func TestViews(t *testing.T) {
 			w.everyCriterion(p.Name, p.Roles[0])
 		})
 	}
+	t.Run("purpose", func(t *testing.T) { w := *v; w.T = t; w.purposes() })
 	t.Run("what PostgreSQL is asked", func(t *testing.T) { w := *v; w.T = t; w.statements() })
 	t.Run("what is outside does not matter", func(t *testing.T) { w := *v; w.T = t; w.corrupted() })
 }
@@ -472,6 +473,36 @@ func (v *views) everyCriterion(persona, role string) {
 		}
 		if hit.StatusCode != miss.StatusCode || same(hit) != same(miss) {
 			v.Errorf("%s learns by %s?%s what is outside the view:\n%s\n%s", persona, c.resourceType, c.name, hit.body, miss.body)
+		}
+	}
+}
+
+// purposes gives a role another view for another purpose: the purpose that a request names selects the classes.
+func (v *views) purposes() {
+	v.Helper()
+	const row = `INSERT INTO permission (role, type, interactions, view, relation, purposes) VALUES ('registrar', 'Patient', 'rs', 'deidentified', 'none', '{HRESCH}')`
+	if _, err := v.admin().Exec(v.Context(), row); err != nil {
+		v.Fatal(err)
+	}
+	ask := func(purpose string) (status int, elements []string) {
+		v.Helper()
+		res := v.d.do(v, "GET", "/fhir/R4/Patient/"+v.patient, v.tokens["registrar-lee"], "", "X-Purpose-Of-Use: "+purpose)
+		for _, name := range []string{"identifier", "name", "birthDate", "telecom", "gender", "text"} {
+			if _, ok := res.json(v)[name]; ok {
+				elements = append(elements, name)
+			}
+		}
+		return res.StatusCode, elements
+	}
+	for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(50 * time.Millisecond) { // until the server has the policy
+		if status, _ := ask("HRESCH"); status == http.StatusOK || time.Now().After(deadline) {
+			break
+		}
+	}
+	for purpose, want := range map[string][]string{"HOPERAT": {"identifier", "name", "birthDate", "telecom"}, "HRESCH": {"birthDate", "gender"}, "TREAT": nil} {
+		status, got := ask(purpose)
+		if !slices.Equal(got, want) || (status == http.StatusOK) != (want != nil) {
+			v.Errorf("for %s the registrar sees %d %v, want %v", purpose, status, got, want)
 		}
 	}
 }
