@@ -1,6 +1,7 @@
 package phi
 
 import (
+	"cmp"
 	"context"
 	"crypto/cipher"
 	"encoding/json"
@@ -62,10 +63,10 @@ type RowName struct {
 	Size       int  // bytes of its cells
 }
 
-// Resealed is a row under another key; KeyID is the one that it was under.
+// Resealed is a row sealed anew; Was is the seal that it had, by which is told that nobody has written it since.
 type Resealed struct {
 	*Sealed
-	Was        uint32
+	Was        []byte
 	Superseded bool
 }
 
@@ -113,6 +114,10 @@ type RotationConfig struct {
 	By   string // who asked for it, in events
 	Jobs int    // batches of rows at a time; 1 when 0
 	Rate int    // rows a second at most; 0: as many as go
+
+	// Grace is how long what a rotation of the index or of key-encryption keys takes out of use is kept at least, so that every
+	// instance has heard of it; 0: ten seconds.
+	Grace time.Duration
 }
 
 // Rotation replaces keys while everything else goes on. Its methods are for one goroutine, but for Progress.
@@ -121,6 +126,7 @@ type Rotation struct {
 	by    string
 	slots chan struct{} // one for each batch that may be under way
 	pace  pace
+	grace time.Duration
 
 	totalKeys, totalRows, doneKeys, doneRows, waiting atomic.Int64
 	unopened                                          atomic.Int64 // rows that did not open
@@ -136,7 +142,7 @@ type RotationProgress struct {
 
 // Rotation returns a rotation of this room's keys.
 func (r *Records) Rotation(cfg RotationConfig) *Rotation {
-	return &Rotation{Records: r, by: cfg.By, slots: make(chan struct{}, max(1, cfg.Jobs)), pace: pace{rate: cfg.Rate}}
+	return &Rotation{Records: r, by: cfg.By, slots: make(chan struct{}, max(1, cfg.Jobs)), pace: pace{rate: cfg.Rate}, grace: cmp.Or(cfg.Grace, keyGrace)}
 }
 
 // Progress returns how far it is. Safe for concurrent use.
@@ -286,10 +292,8 @@ func (r *dataRotation) run(ctx context.Context, q KeyQuery) error {
 			return nil
 		}
 		if r.doneKeys.Load() == before {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(othersRetry):
+			if err := pause(ctx, othersRetry); err != nil {
+				return err
 			}
 		}
 	}
@@ -472,21 +476,19 @@ func (s *sweep) run(ctx context.Context) error {
 			return nil
 		}
 		done, known := s.rows.Load(), len(s.broken)
-		if err := s.page(ctx, rows); err != nil {
+		if err := s.batches(ctx, rows, s.batch); err != nil {
 			return err
 		}
 		if s.rows.Load() == done && len(s.broken) == known {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(10 * time.Millisecond): // a writer holds them
+			if err := pause(ctx, 10*time.Millisecond); err != nil { // a writer holds them
+				return err
 			}
 		}
 	}
 }
 
-// page seals rows anew in batches, as many at a time as there are slots.
-func (s *sweep) page(ctx context.Context, rows []RowName) error {
+// batches works on rows in batches, as many at a time as there are slots.
+func (t *Rotation) batches(ctx context.Context, rows []RowName, work func(context.Context, []RowName) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var wg sync.WaitGroup
@@ -498,10 +500,14 @@ func (s *sweep) page(ctx context.Context, rows []RowName) error {
 		}
 		batch := rows[:n]
 		rows = rows[n:]
-		s.slots <- struct{}{}
+		t.slots <- struct{}{}
 		wg.Go(func() {
-			defer func() { <-s.slots }()
-			if err := s.batch(ctx, batch); err != nil {
+			defer func() { <-t.slots }()
+			err := t.pace.wait(ctx, len(batch))
+			if err == nil {
+				err = work(ctx, batch)
+			}
+			if err != nil {
 				cancel(err)
 			}
 		})
@@ -512,9 +518,6 @@ func (s *sweep) page(ctx context.Context, rows []RowName) error {
 
 // batch seals rows anew and stores them, in one transaction.
 func (s *sweep) batch(ctx context.Context, names []RowName) error {
-	if err := s.pace.wait(ctx, len(names)); err != nil {
-		return err
-	}
 	superseded := make(map[RowName]bool, len(names))
 	for _, n := range names {
 		superseded[RowName{Ref: n.Ref, Version: n.Version}] = n.Superseded
@@ -541,7 +544,7 @@ func (s *sweep) batch(ctx context.Context, names []RowName) error {
 		case err != nil:
 			return err
 		default:
-			anew = append(anew, Resealed{Sealed: resealed, Was: row.KeyID, Superseded: superseded[RowName{Ref: row.Ref, Version: row.Version}]})
+			anew = append(anew, Resealed{Sealed: resealed, Was: row.Seal, Superseded: superseded[RowName{Ref: row.Ref, Version: row.Version}]})
 		}
 	}
 	if err := s.withhold(ctx, broken); err != nil {
@@ -695,12 +698,5 @@ func (p *pace) wait(ctx context.Context, n int) error {
 	}
 	p.next = at.Add(time.Duration(n) * time.Second / time.Duration(p.rate))
 	p.mu.Unlock()
-	timer := time.NewTimer(time.Until(at))
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
+	return pause(ctx, time.Until(at))
 }

@@ -17,6 +17,7 @@ import (
 type keysVerb struct {
 	List   keysListVerb   `cmd:"" help:"Show keys by state, age and use, what is in progress, and what is due."`
 	Rotate keysRotateVerb `cmd:"" help:"Replace data keys, and seal anew what they sealed, while everything goes on."`
+	Rewrap keysRewrapVerb `cmd:"" help:"Begin a new epoch: wrap every key under a new key-encryption key."`
 	Shred  keysShredVerb  `cmd:"" help:"Erase a patient for good, by two persons."`
 
 	Certificate keysCertificateVerb `cmd:"" help:"Print the certificate of an erasure."`

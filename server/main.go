@@ -7,7 +7,7 @@
 //	chartkeep import PATH…       FHIR bundles, resources and NDJSON, sealed and audited
 //	chartkeep comply             control checks against the live deployment
 //	chartkeep audit …            the trail: verify, export, prove, witness
-//	chartkeep keys …             the life of keys: list, rotate, erase a patient
+//	chartkeep keys …             the life of keys: list, rotate, rewrap, erase a patient
 //	chartkeep backup, restore    the sealed records, without keys
 //	chartkeep sweep              every stored record against its seal and the trail
 //	chartkeep bench              the compliant path beside the bare floor
@@ -48,7 +48,7 @@ type commandLine struct {
 	Import  importVerb  `cmd:"" help:"Import FHIR bundles, single resources and NDJSON through the sealed, audited path."`
 	Comply  complyVerb  `cmd:"" help:"Run the control checks against the live deployment."`
 	Audit   auditVerb   `cmd:"" help:"The audit trail: verify, export, prove, witness."`
-	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, erase a patient."`
+	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, rewrap, erase a patient."`
 	Backup  backupVerb  `cmd:"" help:"Write the sealed records, without keys."`
 	Restore restoreVerb `cmd:"" help:"Put a backup of the sealed records into an empty database."`
 	Sweep   sweepVerb   `cmd:"" help:"Hold every stored record against its seal and the audit trail."`

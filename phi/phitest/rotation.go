@@ -11,7 +11,10 @@ import (
 	"github.com/chartkeep/chartkeep/phi/keyset"
 )
 
-var _ phi.RotationStorage = (*Storage)(nil)
+var (
+	_ phi.RotationStorage = (*Storage)(nil)
+	_ phi.RewrapStorage   = (*Storage)(nil)
+)
 
 func bindingOf(k phi.WrappedKey) keyset.Binding {
 	return keyset.Binding{Subject: k.Subject, Segment: k.Segment, KeyID: k.KeyID}
@@ -219,7 +222,7 @@ func (s *Storage) StoreResealed(_ context.Context, rows []phi.Resealed) (n int, 
 	}
 	for _, r := range rows {
 		versions, i := s.stored(phi.RowName{Ref: r.Ref, Version: r.Version, Superseded: r.Superseded})
-		if i < 0 || versions[i].Subject != r.Subject || versions[i].Segment != r.Segment || versions[i].KeyID != r.Was {
+		if i < 0 || !bytes.Equal(versions[i].Seal, r.Was) {
 			continue
 		}
 		w := *versions[i]
@@ -251,4 +254,87 @@ func (s *Storage) RemoveKeys(_ context.Context, keys []keyset.Binding) (removed 
 		}
 	}
 	return removed, nil
+}
+
+func (s *Storage) BeginEpoch(_ context.Context, after string, next keyset.WrappedKEK) (active keyset.WrappedKEK, err error) {
+	unlock, err := s.read("BeginEpoch")
+	defer unlock()
+	if err != nil {
+		return active, err
+	}
+	if i := slices.IndexFunc(s.keks, func(k keyset.WrappedKEK) bool { return k.ID == after && k.Active }); i >= 0 {
+		s.keks = slices.Clone(s.keks)
+		s.keks[i].Active = false
+		next.Active = true
+		s.keks = append(s.keks, next)
+	}
+	return s.keks[slices.IndexFunc(s.keks, func(k keyset.WrappedKEK) bool { return k.Active })], nil
+}
+
+func (s *Storage) WrappedBy(_ context.Context, kek string, after keyset.Binding, limit int) (keys []phi.WrappedKey, err error) {
+	unlock, err := s.read("WrappedBy")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	add := func(k phi.WrappedKey) {
+		if k.KEK == kek && compareBindings(bindingOf(k), after) > 0 {
+			keys = append(keys, k)
+		}
+	}
+	for _, list := range s.keys {
+		for _, k := range list {
+			add(k)
+		}
+	}
+	for _, k := range s.secrets {
+		add(k)
+	}
+	slices.SortFunc(keys, func(a, b phi.WrappedKey) int { return compareBindings(bindingOf(a), bindingOf(b)) })
+	return keys[:min(len(keys), limit)], nil
+}
+
+func (s *Storage) StoreRewrapped(_ context.Context, keys []phi.Rewrapped) (n int, err error) {
+	unlock, err := s.read("StoreRewrapped")
+	defer unlock()
+	if err != nil {
+		return 0, err
+	}
+	for _, k := range keys {
+		name := keyName{k.Subject, k.Segment}
+		for i, old := range s.keys[name] {
+			if old.KeyID == k.KeyID && bytes.Equal(old.Wrapped, k.Was) {
+				s.keys[name] = slices.Clone(s.keys[name])
+				s.keys[name][i] = k.WrappedKey
+				n++
+			}
+		}
+		for secret, old := range s.secrets {
+			if bindingOf(old) == bindingOf(k.WrappedKey) && bytes.Equal(old.Wrapped, k.Was) {
+				s.secrets[secret] = k.WrappedKey
+				n++
+			}
+		}
+	}
+	return n, nil
+}
+
+func (s *Storage) RemoveKEK(_ context.Context, id string) (bool, error) {
+	unlock, err := s.read("RemoveKEK")
+	defer unlock()
+	if err != nil {
+		return false, err
+	}
+	for _, list := range s.keys {
+		if slices.ContainsFunc(list, func(k phi.WrappedKey) bool { return k.KEK == id }) {
+			return false, nil
+		}
+	}
+	for _, k := range s.secrets {
+		if k.KEK == id {
+			return false, nil
+		}
+	}
+	s.keks = slices.DeleteFunc(slices.Clone(s.keks), func(k keyset.WrappedKEK) bool { return k.ID == id && !k.Active })
+	return true, nil
 }

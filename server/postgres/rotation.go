@@ -299,11 +299,11 @@ func (r *Rotation) StoreResealed(ctx context.Context, rows []phi.Resealed) (stor
 	batch.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
 	for superseded, table := range map[bool]string{false: "record", true: "record_version"} {
 		var c columns
-		var was []int64
+		var was [][]byte
 		for _, row := range rows {
 			if row.Superseded == superseded {
 				c.add(&phi.Write{Sealed: *row.Sealed})
-				was = append(was, int64(row.Was))
+				was = append(was, row.Was)
 			}
 		}
 		if len(was) == 0 {
@@ -311,12 +311,12 @@ func (r *Rotation) StoreResealed(ctx context.Context, rows []phi.Resealed) (stor
 		}
 		batch.Queue(`UPDATE `+table+` r SET key_id = n.key_id, identifier = n.identifier, name = n.name, birth_date = n.birth_date,
 				contact = n.contact, clinical = n.clinical, narrative = n.narrative, seal = n.seal
-			FROM (SELECT w.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::uuid[], $5::integer[], $6::bigint[], $7::bigint[],
-					$8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[], $13::bytea[], $14::bytea[])
-				w(type, id, version, subject, segment, was, key_id, identifier, name, birth_date, contact, clinical, narrative, seal)
-				JOIN `+table+` l USING (type, id, version, subject, segment) WHERE l.key_id = w.was FOR NO KEY UPDATE OF l SKIP LOCKED) n
-			WHERE r.type = n.type AND r.id = n.id AND r.version = n.version AND r.key_id = n.was`,
-			c.types, c.ids, c.versions, c.subjects, c.segments, was, c.keyIDs,
+			FROM (SELECT w.* FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[], $5::bigint[],
+					$6::bytea[], $7::bytea[], $8::bytea[], $9::bytea[], $10::bytea[], $11::bytea[], $12::bytea[])
+				w(type, id, version, was, key_id, identifier, name, birth_date, contact, clinical, narrative, seal)
+				JOIN `+table+` l USING (type, id, version) WHERE l.seal = w.was FOR NO KEY UPDATE OF l SKIP LOCKED) n
+			WHERE r.type = n.type AND r.id = n.id AND r.version = n.version`,
+			c.types, c.ids, c.versions, was, c.keyIDs,
 			c.cells[0], c.cells[1], c.cells[2], c.cells[3], c.cells[4], c.cells[5], c.seals).
 			Exec(func(tag pgconn.CommandTag) error {
 				stored += int(tag.RowsAffected())
@@ -353,4 +353,102 @@ func (r *Rotation) RemoveKeys(ctx context.Context, keys []keyset.Binding) (remov
 		return nil, bare("removing data keys", err)
 	}
 	return removed, nil
+}
+
+var _ phi.RewrapStorage = (*Rotation)(nil)
+
+// KEKs implements phi.RewrapStorage.
+func (r *Rotation) KEKs(ctx context.Context) ([]keyset.WrappedKEK, error) {
+	return (&keyStorage{r.pool}).KEKs(ctx)
+}
+
+// BeginEpoch implements phi.RewrapStorage.
+func (r *Rotation) BeginEpoch(ctx context.Context, after string, next keyset.WrappedKEK) (active keyset.WrappedKEK, err error) {
+	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, `UPDATE phi_kek SET active = false WHERE id = $1 AND active`, after)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() == 1 {
+			if _, err := tx.Exec(ctx, `INSERT INTO phi_kek (id, root, wrapped, active) VALUES ($1, $2, $3, true)`, next.ID, next.Root, next.Wrapped); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, `SELECT pg_notify('chartkeep_keys', 'epoch')`); err != nil {
+				return err
+			}
+		}
+		return tx.QueryRow(ctx, `SELECT id, root, wrapped, active FROM phi_kek WHERE active`).Scan(&active.ID, &active.Root, &active.Wrapped, &active.Active)
+	})
+	if err != nil {
+		return active, bare("beginning epoch", err)
+	}
+	return active, nil
+}
+
+// WrappedBy implements phi.RewrapStorage.
+func (r *Rotation) WrappedBy(ctx context.Context, kek string, after keyset.Binding, limit int) ([]phi.WrappedKey, error) {
+	rows, err := r.pool.Query(ctx, `SELECT subject, segment, key_id, kek, wrapped FROM (
+			(SELECT subject, segment, key_id, kek, wrapped FROM phi_key WHERE kek = $1 AND (subject, segment, key_id) > ($2::uuid, $3::integer, $4::bigint)
+				ORDER BY subject, segment, key_id LIMIT $5)
+			UNION ALL SELECT subject, segment, key_id, kek, wrapped FROM phi_secret WHERE kek = $1 AND (subject, segment, key_id) > ($2::uuid, $3::integer, $4::bigint)) k
+		ORDER BY subject, segment, key_id LIMIT $5`, kek, after.Subject, int32(after.Segment), int64(after.KeyID), limit)
+	if err != nil {
+		return nil, bare("reading wrapped keys", err)
+	}
+	keys, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (k phi.WrappedKey, err error) {
+		var segment int32
+		var id int64
+		err = row.Scan((*[16]byte)(&k.Subject), &segment, &id, &k.KEK, &k.Wrapped)
+		k.Segment, k.KeyID = uint16(segment), uint32(id)
+		return k, err
+	})
+	if err != nil {
+		return nil, bare("reading wrapped keys", err)
+	}
+	return keys, nil
+}
+
+// StoreRewrapped implements phi.RewrapStorage. Rows are locked in their order, as Activate and erasures lock them.
+func (r *Rotation) StoreRewrapped(ctx context.Context, keys []phi.Rewrapped) (stored int, err error) {
+	var c keyColumns
+	var was [][]byte
+	for _, k := range keys {
+		c.add(k.Subject, k.Segment, k.KeyID)
+		c.keks, c.wrapped, was = append(c.keks, k.KEK), append(c.wrapped, k.Wrapped), append(was, k.Was)
+	}
+	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT FROM `+namedKeys+` ORDER BY k.subject, k.segment, k.key_id FOR NO KEY UPDATE OF k`, c.subjects, c.segments, c.ids); err != nil {
+			return err
+		}
+		for _, table := range []string{"phi_key", "phi_secret"} {
+			tag, err := tx.Exec(ctx, `UPDATE `+table+` k SET kek = w.kek, wrapped = w.wrapped
+				FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::text[], $5::bytea[], $6::bytea[]) w(subject, segment, key_id, kek, wrapped, was)
+				WHERE k.subject = w.subject AND k.segment = w.segment AND k.key_id = w.key_id AND k.wrapped = w.was`,
+				c.subjects, c.segments, c.ids, c.keks, c.wrapped, was)
+			if err != nil {
+				return err
+			}
+			stored += int(tag.RowsAffected())
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, bare("storing rewrapped keys", err)
+	}
+	return stored, nil
+}
+
+// stateForeignKey is the SQLSTATE of a row that another one names.
+const stateForeignKey = "23503"
+
+// RemoveKEK implements phi.RewrapStorage.
+func (r *Rotation) RemoveKEK(ctx context.Context, id string) (bool, error) {
+	_, err := r.pool.Exec(ctx, `WITH gone AS (DELETE FROM phi_kek WHERE id = $1 AND NOT active RETURNING id) SELECT pg_notify('chartkeep_keys', 'epoch') FROM gone`, id)
+	if sqlState(err) == stateForeignKey {
+		return false, nil
+	}
+	if err != nil {
+		return false, bare("removing key-encryption key", err)
+	}
+	return true, nil
 }
