@@ -284,7 +284,8 @@ func (a *attempt) aead(ctx context.Context, row *Sealed) (cipher.AEAD, *Error) {
 	switch {
 	case err == nil:
 		return aead, nil
-	case errors.Is(err, keyset.ErrWrapped):
+	case errors.Is(err, keyset.ErrWrapped), errors.Is(err, keyset.ErrUnknownKEK):
+		// A data key cannot name a key-encryption key that is not there (a foreign key), unless somebody edited it.
 		return nil, a.broken(ctx, row, err)
 	}
 	return nil, unavailable(err)
