@@ -27,7 +27,7 @@ import (
 func TestMain(m *testing.M) {
 	longForm = os.Getenv("CHARTKEEP_LONG") != ""
 	os.Unsetenv("CHARTKEEP_LONG") // the program refuses settings that it does not know
-	testscript.Main(cleaning{m}, map[string]func(){"chartkeep": main, "scribe": scribeMain, "keeper": keeperMain})
+	testscript.Main(cleaning{m}, map[string]func(){"chartkeep": main, "scribe": scribeMain, "keeper": keeperMain, "impatient": impatientMain})
 }
 
 // cleaning stops the shared demo after the last test.

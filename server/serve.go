@@ -40,7 +40,7 @@ type serveVerb struct {
 func (*serveVerb) Help() string {
 	return `Refuses plaintext HTTP off loopback, development keys and development issuers. Secrets are files.
 Example: chartkeep serve --database-url postgres://chartkeep@db/chartkeep --database-password-file /run/secrets/db \
-    --kms KEY-URI --journal /var/lib/chartkeep/journal --checkpoint-key /etc/chartkeep/checkpoint --issuer https://id.example.org --tls-cert cert.pem --tls-key key.pem`
+    --kms aws-kms://arn:aws:kms:us-east-1:111122223333:key/ID --journal /var/lib/chartkeep/journal --checkpoint-key /etc/chartkeep/checkpoint --issuer https://id.example.org --tls-cert cert.pem --tls-key key.pem`
 }
 
 // Run serves until ctx is done, then drains handlers, journal and shipper.
@@ -58,6 +58,10 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
+	return v.serve(ctx, s, t)
+}
+
+func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	tune()
 	sink := newLog(t.err)
 	defer sink.close()

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/vault/api"
 	"github.com/tink-crypto/tink-go-hcvault/v2/integration/hcvault"
@@ -41,7 +42,7 @@ func (r *Root) openVault(cfg Config) error {
 	// Not the client of api.DefaultConfig: the environment could tell that one to skip the verification of certificates.
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: tlsCfg, ForceAttemptHTTP2: true, MaxIdleConns: 2, TLSHandshakeTimeout: callFor}
 	client, err := api.NewClient(&api.Config{
-		Address: "https://" + u.Host, Timeout: callFor, MaxRetries: 2,
+		Address: "https://" + u.Host, Timeout: callFor, MaxRetries: 2, MinRetryWait: 100 * time.Millisecond, MaxRetryWait: 500 * time.Millisecond,
 		HttpClient: &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -33,7 +34,7 @@ func NewAWS(t testing.TB) *AWS {
 	a := &AWS{URI: "aws-kms://" + arn + "app", Other: "aws-kms://" + arn + "other", access: "AKIA" + rand.Text()[:16], secret: rand.Text()}
 	a.Make(arn + "app")
 	a.Make(arn + "other")
-	cert, ca := certificate(t)
+	cert, ca := Certificate(t, net.IPv4(127, 0, 0, 1))
 	server := httptest.NewUnstartedServer(a)
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	server.StartTLS()

@@ -62,7 +62,7 @@ func NewGCP(t testing.TB) *GCP {
 	}
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", secretFile(t, "account.json", file))
 	var cert tls.Certificate
-	cert, g.CAFile = certificate(t)
+	cert, g.CAFile = Certificate(t, net.IPv4(127, 0, 0, 1))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -138,8 +138,8 @@ func (k *Keys) find(name string) (cipher.AEAD, State) {
 	return nil, Enabled
 }
 
-// certificate makes a server certificate for 127.0.0.1 that is its own CA, and the file of that.
-func certificate(t testing.TB) (tls.Certificate, string) {
+// Certificate makes a server certificate for addresses that is its own CA, and a file of that.
+func Certificate(t testing.TB, addresses ...net.IP) (tls.Certificate, string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -147,7 +147,7 @@ func certificate(t testing.TB) (tls.Certificate, string) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kmstest"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+		IPAddresses: addresses, IsCA: true, BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -30,7 +31,7 @@ func NewVault(t testing.TB) *Vault {
 	v.Make("app")
 	v.Make("other")
 	var cert tls.Certificate
-	cert, v.CAFile = certificate(t)
+	cert, v.CAFile = Certificate(t, net.IPv4(127, 0, 0, 1))
 	v.server = httptest.NewUnstartedServer(v)
 	v.server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	v.server.EnableHTTP2 = true
