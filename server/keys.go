@@ -24,6 +24,7 @@ type keysVerb struct {
 
 	Backup  keysBackupVerb  `cmd:"" help:"Write the key tables, every key wrapped."`
 	Restore keysRestoreVerb `cmd:"" help:"Put a backup of the key tables back."`
+	Drill   keysDrillVerb   `cmd:"" help:"Rehearse a restore: a patient opens, an erased one stays shut."`
 }
 
 // keysListVerb shows what keys there are.
