@@ -15,13 +15,16 @@ func (r *Records) SealQuery(text, entityType string) []byte {
 
 // OpenQuery opens the search text that an event keeps sealed; "" when it has none. receipt must be for an event that names this
 // one: an Entity of type AuditEvent with its id. The error is an *Error: Denied without such a receipt, Integrity when the
-// text does not open.
+// text does not open, Unavailable while the KMS is away for longer than keys are held: the cipher is at hand, and nothing opens then.
 func (r *Records) OpenQuery(e *audit.Event, receipt audit.Receipt) (string, error) {
 	if !receipt.Covers("AuditEvent", e.ID.String(), "") {
 		return "", fail(Denied, "forbidden", "there is no receipt for looking at the event")
 	}
 	if len(e.Query) == 0 {
 		return "", nil
+	}
+	if err := r.keys.Healthy(); err != nil {
+		return "", unavailable(err)
 	}
 	if len(e.Entities) == 0 {
 		return "", fail(Integrity, "exception", "the search text does not open").because(errors.New("the event names no type"))

@@ -143,7 +143,7 @@ func (r keyring) key(ctx context.Context, c *change, name keyName) (dataKey, *Er
 	if err != nil {
 		return dataKey{}, stored(err)
 	}
-	aead, err := r.keys.AEAD(ctx, k.KEK, k.Wrapped, k.binding())
+	aead, err := r.keys.Sealer(ctx, k.KEK, k.Wrapped, k.binding())
 	if err != nil {
 		return dataKey{}, unavailable(err)
 	}
