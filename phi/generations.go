@@ -121,8 +121,11 @@ func (r *Records) generations(ctx context.Context) (*generations, error) {
 func (r *Records) generation(ctx context.Context, state IndexGeneration, before *generations) (*index, error) {
 	if before != nil {
 		for _, x := range before.all {
-			if x.ID == state.ID && x.Rules == state.Rules && x.Names == state.Names {
+			if x.IndexGeneration == state {
 				return x, nil
+			}
+			if x.ID == state.ID && x.Rules == state.Rules && x.Names == state.Names {
+				return newIndex(state, x.keys), nil
 			}
 		}
 	}
@@ -130,10 +133,7 @@ func (r *Records) generation(ctx context.Context, state IndexGeneration, before 
 		return nil, fmt.Errorf("index generation %d, rules %d: %w", state.ID, state.Rules, errUnknownRules)
 	}
 	keys := map[TokenKind][]byte{}
-	for kind, name := range state.kinds() {
-		if state.ID > 1 {
-			name += "/" + strconv.FormatUint(uint64(state.ID), 10)
-		}
+	for kind, name := range state.secrets() {
 		key, err := r.secret(ctx, name)
 		if err != nil {
 			return nil, err
@@ -141,6 +141,17 @@ func (r *Records) generation(ctx context.Context, state IndexGeneration, before 
 		keys[kind] = key
 	}
 	return newIndex(state, keys), nil
+}
+
+// secrets names the organisation's secrets of a generation.
+func (g IndexGeneration) secrets() map[TokenKind]string {
+	names := g.kinds()
+	if g.ID > 1 {
+		for kind := range names {
+			names[kind] += "/" + strconv.FormatUint(uint64(g.ID), 10)
+		}
+	}
+	return names
 }
 
 // KeysChanged makes the next lookup or mint ask what index generations there are.

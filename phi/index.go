@@ -300,12 +300,3 @@ func (m *minter) addCompounds(p *person) {
 
 // compound joins values, none of which holds the separator: they are letters and digits, or dates.
 func compound(values ...string) string { return strings.Join(values, "|") }
-
-// mint returns the tokens of an opened row's content.
-func (x *index) mint(resourceType string, plain *[NumClasses][]byte) ([]Token, error) {
-	elements, err := join(plain, nil)
-	if err != nil {
-		return nil, err
-	}
-	return x.tokens(resourceType, elements), nil
-}
