@@ -60,7 +60,7 @@ func (e *bundleEntry) place() string {
 // for itself) and returns the entries of the response in the request's order.
 func (r *Records) Bundle(ctx context.Context, c *Caller, body []byte) (*BundleResult, error) {
 	shared := *c
-	shared.export = newExport() // so that what its entries read joins
+	shared.export = newExport(r.now()) // so that what its entries read joins
 	a := r.begin(&shared, verbBatch, Ref{})
 	kind, entries, e := parseBundle(body)
 	if e != nil {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -412,7 +413,7 @@ func TestDeidentifySynthea(t *testing.T) {
 
 // What joins within an export does not join two.
 func TestPseudonyms(t *testing.T) {
-	a, b := newExport(), newExport()
+	a, b := newExport(time.Now()), newExport(time.Now())
 	one, two := Ref{"Patient", "1"}, Ref{"Patient", "2"}
 	if a.pseudonym(one) != a.pseudonym(one) || a.pseudonym(one) == a.pseudonym(two) || a.pseudonym(one) == b.pseudonym(one) || a.id() == b.id() {
 		t.Errorf("%s %s %s", a.pseudonym(one), a.pseudonym(two), b.pseudonym(one))

@@ -14,11 +14,17 @@ import (
 
 // export is what one reader is given at one time in the de-identified view: one request with the pages that continue it, or
 // all entries of one bundle. Its key is random, so the pseudonyms of one export join and those of two do not, and it is kept
-// nowhere but in the sealed cursor of the next page: with the last page the way back is gone (45 CFR 164.514(c)).
-type export struct{ key [32]byte }
+// nowhere but in the sealed cursor of the next page, which ends with the export: then the way back is gone (45 CFR 164.514(c)).
+type export struct {
+	key   [32]byte
+	until int64 // Unix time in seconds, after which no page continues it
+}
 
-func newExport() *export {
-	x := new(export)
+// exportLife is how long the pages of an export may be asked for.
+const exportLife = 24 * time.Hour
+
+func newExport(now time.Time) *export {
+	x := &export{until: now.Add(exportLife).Unix()}
 	rand.Read(x.key[:])
 	return x
 }
@@ -41,24 +47,29 @@ func (a *attempt) exported() *export {
 		a.export = a.caller.export
 	}
 	if a.export == nil {
-		a.export = newExport()
+		a.export = newExport(a.now())
 	}
 	return a.export
 }
 
-// continueExport takes up the export of a page before this one, by the key in its cursor.
-func (a *attempt) continueExport(key []byte) {
-	if len(key) == len(export{}.key) {
-		a.export = &export{[32]byte(key)}
-	}
-}
-
-// exportKey is what the cursor of the next page has to carry; nil outside of the de-identified view.
-func (a *attempt) exportKey() []byte {
-	if a.view.reduction != Deidentified {
+// continueExport takes up the export of a page before this one, from its cursor.
+func (a *attempt) continueExport(from cursor) *Error {
+	if len(from.Export) != len(export{}.key) {
 		return nil
 	}
-	return a.exported().key[:]
+	if a.now().Unix() > from.Until {
+		return invalid("value", "the pages of a de-identified export can be asked for during a day")
+	}
+	a.export = &export{[32]byte(from.Export), from.Until}
+	return nil
+}
+
+// exportIn puts the export into the cursor of the next page, when it is of the de-identified view.
+func (a *attempt) exportIn(next cursor) cursor {
+	if a.view.reduction == Deidentified {
+		next.Export, next.Until = a.exported().key[:], a.exported().until
+	}
+	return next
 }
 
 // alias is what an export shows in the place of a reference: the pseudonym of a record that the caller can be shown in the

@@ -5,11 +5,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tidwall/gjson"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/phitest"
 )
 
 // named returns the exports that events tell of, each once.
@@ -95,6 +97,31 @@ func TestExportsDoNotJoin(t *testing.T) {
 	}
 	if len(slices.Compact(exports)) != 1 {
 		t.Errorf("the pages of one search are the exports %v", exports)
+	}
+}
+
+// An export ends with its day: whoever keeps a cursor cannot join what comes later to it.
+func TestExportEnds(t *testing.T) {
+	now := time.Now()
+	room := phitest.Open(t, phitest.Options{Now: func() time.Time { return now }})
+	for range 3 {
+		if _, err := room.Records.Create(context.Background(), backend(), "Patient", []byte(adam), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	researcher := func() *phi.Caller { return phitest.Caller(phitest.Principal("researcher", "")) }
+	page := params("_count", "1")
+	for n, later := range []time.Duration{0, 23 * time.Hour, 2 * time.Hour} { // since the page before
+		now = now.Add(later)
+		p, err := room.Records.Search(context.Background(), researcher(), "Patient", page, false)
+		if n == 2 {
+			wantKind(t, err, phi.Invalid)
+			continue
+		}
+		if err != nil || p.Next == "" {
+			t.Fatalf("page %d: %+v, %v", n, p, err)
+		}
+		page = params("_page", p.Next)
 	}
 }
 

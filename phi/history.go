@@ -40,7 +40,9 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 			return nil, invalid("value", "the page is not one that was given to this caller").because(err)
 		}
 	}
-	a.continueExport(from.Export)
+	if e := a.continueExport(from); e != nil {
+		return nil, e
+	}
 	count = pageSize(count)
 	since := a.clock()
 	rows, err := a.storage.FetchHistory(ctx, a.ref, a.view.classes, from.Before, count+1)
@@ -65,7 +67,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	result := &Page{Total: -1}
 	if len(rows) > count {
 		rows = rows[:count]
-		if result.Next, err = sealCursor(a.pages, scope, cursor{Before: rows[count-1].Version, Export: a.exportKey()}); err != nil {
+		if result.Next, err = sealCursor(a.pages, scope, a.exportIn(cursor{Before: rows[count-1].Version})); err != nil {
 			return nil, unavailable(err)
 		}
 	} else if page == "" {

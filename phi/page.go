@@ -16,6 +16,7 @@ type cursor struct {
 	After  string  `json:"a,omitempty"` // id of the last record of the page
 	Before int64   `json:"b,omitempty"` // in a history, the last version of the page
 	Export []byte  `json:"x,omitempty"` // key of the de-identified export that goes on
+	Until  int64   `json:"u,omitempty"` // and when that ends, in Unix seconds
 }
 
 // errCursor is the one answer to whatever is wrong with a cursor.

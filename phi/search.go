@@ -31,7 +31,7 @@ func (r *Records) Search(ctx context.Context, c *Caller, resourceType string, pa
 // query is a parsed search: what the storage selects by, and what is left to check on opened records.
 type query struct {
 	sel      Selection
-	criteria []*fhir.Criterion
+	criteria []criterion
 	elements []string         // elements that criteria look at
 	named    []string         // patients that parameters name
 	bounded  bool             // by patient, id or index: not a scan over the type
@@ -251,7 +251,9 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 		return nil, e
 	}
 	q.sel.After = from.After
-	a.continueExport(from.Export)
+	if e := a.continueExport(from); e != nil {
+		return nil, e
+	}
 	if len(q.named) == 1 {
 		a.patient = q.named[0]
 	}
@@ -278,7 +280,7 @@ func (a *attempt) search(ctx context.Context, params []Param, strict bool) (*Pag
 	}
 	if more != "" {
 		var err error
-		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), cursor{Params: from.Params, Strict: from.Strict, After: more, Export: a.exportKey()}); err != nil {
+		if page.Next, err = sealCursor(a.pages, a.scope("search "+a.ref.Type), a.exportIn(cursor{Params: from.Params, Strict: from.Strict, After: more})); err != nil {
 			return nil, unavailable(err)
 		}
 	} else if from.After == "" {
