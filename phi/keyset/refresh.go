@@ -289,18 +289,32 @@ func (k *Keys) fetch(ctx context.Context, id string) (*kek, error) {
 	return k.unwrap(ctx, w)
 }
 
+// flushAtOnce is how many counts are stored in one go: a busy minute has those of many patients.
+const flushAtOnce = 1000
+
 // flush stores the counts and learns which keys are worn.
 func (k *Keys) flush(ctx context.Context) {
-	all := k.uses.take()
-	worn, err := k.storage.AddUses(ctx, all)
-	if err != nil {
-		k.uses.giveBack(all)
-		if ctx.Err() == nil {
-			k.logger.WarnContext(ctx, "counts of encryptions were not stored", "error", err.Error())
+	for all := k.uses.take(); ; {
+		batch := all[:min(len(all), flushAtOnce)]
+		worn, err := k.storage.AddUses(ctx, batch)
+		if err != nil {
+			k.uses.giveBack(all)
+			if ctx.Err() == nil {
+				k.logger.WarnContext(ctx, "counts of encryptions were not stored", "error", err.Error())
+			}
+			return
 		}
+		if all = all[len(batch):]; len(all) > 0 {
+			continue
+		}
+		k.warn(ctx, k.uses.learn(worn))
 		return
 	}
-	for _, s := range k.uses.learn(worn) {
+}
+
+// warn says which keys have become worn.
+func (k *Keys) warn(ctx context.Context, worn []Uses) {
+	for _, s := range worn {
 		remedy := "chartkeep keys rotate"
 		if s.KEK != "" {
 			remedy = "chartkeep keys rewrap"
