@@ -44,7 +44,8 @@ func zip3(postalCode string) string {
 
 // fewPeople are the three-digit ZIP areas with 20,000 people or fewer in any of these counts, and some that come near:
 //
-//   - Census 2000 (ZCTAs): the 17 areas of the HHS guidance on de-identification of 26 November 2012, question 2.2
+//   - Census 2000 (ZCTAs): the 17 areas of the HHS guidance on de-identification of 26 November 2012, "When can ZIP codes be
+//     included in de-identified information?"
 //   - Census 2010 (ZCTAs): 036 059 102 203 205 369 556 692 821 823 878 879 884 893
 //   - beyond these, areas of single large mailers and of about 20,000 people: 753 772 994 999
 //
