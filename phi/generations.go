@@ -40,6 +40,9 @@ const (
 	// NamesCompound indexes whole family names together with the birth date, and with the birth year and the given name's
 	// initial: a name alone is not looked up.
 	NamesCompound NameSearch = "compound"
+
+	// phonetically, appended to one of them, indexes how names sound together with the birth year as well.
+	phonetically = "+phonetic"
 )
 
 // IndexLease bounds for how long an instance goes by what it knows about the index generations: a lookup or a mint begins with
@@ -205,6 +208,11 @@ func (g *generations) carries(r *fhir.Resource, sets [][]Token) bool {
 		}
 	}
 	return true
+}
+
+// phonetic reports whether names can be looked up by their sound.
+func (g *generations) phonetic() bool {
+	return !slices.ContainsFunc(g.all, func(x *index) bool { return x.keys[TokenSoundYear] == nil })
 }
 
 // either combines two conjunctions, of which a record satisfies one whole or the other.

@@ -41,6 +41,7 @@ func indexKeyNames() map[TokenKind]string {
 		TokenGiven:           "index-given",
 		TokenFamilyBirth:     "index-family-birth",
 		TokenInitialYear:     "index-initial-year",
+		TokenSoundYear:       "index-sound-year",
 	}
 }
 
@@ -52,16 +53,24 @@ func (g IndexGeneration) kinds() map[TokenKind]string {
 			delete(kinds, kind)
 		}
 	}
-	if g.Names != NamesPrefix {
+	if !g.named(NamesPrefix) {
 		drop(TokenNamePrefix, TokenFamilyPrefix, TokenGivenPrefix)
 	}
-	if g.Names != NamesExact {
+	if !g.named(NamesExact) {
 		drop(TokenName, TokenFamily, TokenGiven)
 	}
+	if !strings.HasSuffix(string(g.Names), phonetically) {
+		drop(TokenSoundYear)
+	}
 	if g.Rules < 2 {
-		drop(TokenFamilyBirth, TokenInitialYear)
+		drop(TokenFamilyBirth, TokenInitialYear, TokenSoundYear)
 	}
 	return kinds
+}
+
+// named reports how names are indexed, whether by sound too or not.
+func (g IndexGeneration) named(names NameSearch) bool {
+	return strings.TrimSuffix(string(g.Names), phonetically) == string(names)
 }
 
 // newIndex makes an index of keys (32 bytes a kind), which it keeps. Kinds without a key are not indexed, and lookups
@@ -177,6 +186,7 @@ func identified(system, value string) string { return strings.TrimSpace(system) 
 type person struct {
 	families []string // as the generation indexes them in compounds
 	initials []string // first letters of the given names
+	sounds   []string // of the words of family and given names
 	day      string   // of birth; "" when it is not known to the day
 	year     string
 }
@@ -187,6 +197,9 @@ func (p *person) add(x *index, name gjson.Result) {
 		if initial := initialOf(given.String()); initial != "" {
 			p.initials = append(p.initials, initial)
 		}
+	}
+	if _, ok := x.keys[TokenSoundYear]; ok {
+		p.sounds = append(p.sounds, soundsOfName(name)...)
 	}
 }
 
@@ -295,6 +308,9 @@ func (m *minter) addCompounds(p *person) {
 		for _, initial := range p.initials {
 			m.add(TokenInitialYear, compound(family, initial, p.year))
 		}
+	}
+	for _, sound := range p.sounds {
+		m.add(TokenSoundYear, compound(sound, p.year))
 	}
 }
 

@@ -16,7 +16,7 @@ const maximalCompounds = 64
 // truncated, so verify them after opening.
 //
 // What finds the fewest goes alone, since every set is read whole: identifiers and contacts; then the family name with the birth
-// date, or with the given name's initial and the birth year; then the birth date; names alone at last.
+// date; a sound, or the family name and the given name's initial, with the birth year; then the birth date; names alone at last.
 func (x *index) lookup(resourceType string, params []Param) [][]Token {
 	var unique, names, days [][]Token
 	var w wanted
@@ -37,6 +37,10 @@ func (x *index) lookup(resourceType string, params []Param) [][]Token {
 			if m.all(values, func(value string) bool { return m.addNameSearch(name, fhir.SearchLiteral(value)) }) {
 				names = append(names, m.tokens)
 			}
+		case "phonetic":
+			if p, ok := parsePhonetic(p.Value); ok && resourceType == "Patient" && modifier == "" && w.sounds == nil {
+				w.sounds = p.sounds
+			}
 		case "birthdate":
 			if !isPerson(resourceType) || modifier != "" {
 				continue
@@ -56,6 +60,7 @@ func (x *index) lookup(resourceType string, params []Param) [][]Token {
 	m := minter{index: x, kinds: allKinds, resourceType: resourceType}
 	switch {
 	case m.addProduct(TokenFamilyBirth, w.families, w.days),
+		m.addProduct(TokenSoundYear, w.sounds, w.years),
 		m.addProduct(TokenInitialYear, w.families, w.initials, w.years):
 		return [][]Token{m.tokens}
 	case len(days) > 0:
@@ -65,7 +70,7 @@ func (x *index) lookup(resourceType string, params []Param) [][]Token {
 }
 
 // wanted is what the parts of compounds must be, each a list of alternatives; the first parameter of a kind counts.
-type wanted struct{ families, initials, days, years []string }
+type wanted struct{ families, initials, sounds, days, years []string }
 
 func (w *wanted) addName(x *index, param string, values []string) {
 	switch {

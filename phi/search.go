@@ -47,7 +47,11 @@ type query struct {
 
 // parseQuery sorts parameters into selection and criteria. Unknown ones become warnings, or errors when strict.
 func (r *Records) parseQuery(ctx context.Context, resourceType string, params []Param, strict bool) (*query, *Error) {
-	q := &query{sel: Selection{Type: resourceType}, count: defaultCount, exact: true, missed: map[string]int64{}}
+	g, err := r.generations(ctx)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	q := &query{sel: Selection{Type: resourceType}, count: defaultCount, index: g, exact: true, missed: map[string]int64{}}
 	for _, p := range params {
 		if p.Value == "" {
 			continue // FHIR ignores parameters without a value
@@ -67,19 +71,44 @@ func (r *Records) parseQuery(ctx context.Context, resourceType string, params []
 			})
 		}
 	}
-	g, err := r.generations(ctx)
-	if err != nil {
-		return nil, unavailable(err)
-	}
-	q.look(g)
+	q.sel.Tokens = g.lookup(resourceType, q.searched)
 	q.bounded = q.bounded || q.sel.Tokens != nil
+	if e := q.limits(g); e != nil {
+		return nil, e
+	}
 	q.exact = q.exact && len(q.sel.Tokens) > 0 && len(q.sel.Tokens) == len(q.searched)
 	return q, nil
 }
 
-// look asks the index, again when its generations changed.
+// limits tells what this deployment's index does not find, where FHIR's search would.
+func (q *query) limits(g *generations) *Error {
+	sound := slices.ContainsFunc(q.searched, func(p Param) bool { return p.Name == "phonetic" })
+	if sound && q.sel.Tokens == nil {
+		return invalid("required", "phonetic needs birthdate: names are indexed by sound and year of birth")
+	}
+	whole := slices.ContainsFunc(g.all, func(x *index) bool { return !x.named(NamesPrefix) })
+	if whole && slices.ContainsFunc(q.sel.Tokens, byName) {
+		q.warnings = append(q.warnings, fhir.Issue{
+			Severity: "warning", Code: "incomplete", Diagnostics: "names are found here by a whole word only, not by how they begin",
+		})
+	}
+	return nil
+}
+
+// byName reports whether a set looks for names, alone or with something else.
+func byName(alternatives []Token) bool {
+	return slices.ContainsFunc(alternatives, func(t Token) bool {
+		switch t.Kind {
+		case TokenName, TokenFamily, TokenGiven, TokenFamilyBirth, TokenInitialYear:
+			return true
+		}
+		return false
+	})
+}
+
+// look asks the index again when its generations changed.
 func (q *query) look(g *generations) {
-	if q.index == nil || !q.index.same(g) {
+	if !q.index.same(g) {
 		q.sel.Tokens = g.lookup(q.sel.Type, q.searched)
 	}
 	q.index = g
@@ -121,7 +150,16 @@ func (r *Records) parseParam(q *query, p Param) (known bool, e *Error) {
 		q.exact = false
 		return true, q.restrictUpdated(p.Value)
 	}
-	criterion, issues := fhir.ParseCriterion(q.sel.Type, p.Name, p.Value)
+	if p.Name == "phonetic" && q.sel.Type == "Patient" && q.index.phonetic() {
+		sound, ok := parsePhonetic(p.Value)
+		if !ok {
+			return false, invalid("value", "search parameter phonetic: the value has no sound")
+		}
+		q.criteria, q.elements = append(q.criteria, sound), append(q.elements, sound.Elements()...)
+		q.searched, q.exact = append(q.searched, p), false
+		return true, nil
+	}
+	criterion, issues := newCriterion(q.sel.Type, p)
 	if issues != nil {
 		if slices.ContainsFunc(issues, func(i fhir.Issue) bool { return i.Code == "not-supported" }) {
 			return false, nil

@@ -58,7 +58,8 @@ const (
 	TokenGiven           TokenKind = 11
 	TokenFamilyBirth     TokenKind = 12 // family name with the date of birth
 	TokenInitialYear     TokenKind = 13 // family name with the given name's initial and the year of birth
-	NumTokenKinds                  = 14
+	TokenSoundYear       TokenKind = 14 // sound of a family or given name with the year of birth
+	NumTokenKinds                  = 15
 )
 
 // Token is one entry of a blind index.

@@ -39,7 +39,7 @@ type demoVerb struct {
 	Patients         int      `help:"How many synthetic patients to make." default:"100"`
 	Import           []string `help:"FHIR files or folders to import at start." type:"path" placeholder:"PATH"`
 	AuditDurability  string   `help:"What an audit event must survive before PHI leaves: process, power or database." enum:"process,power,database" default:"power"`
-	NameSearch       string   `help:"How names are indexed: prefix, exact or compound; the first start chooses (see serve --help)." enum:",prefix,exact,compound" default:"" placeholder:"KIND"`
+	NameSearch       string   `help:"How names are indexed: prefix, exact or compound; the first start chooses (see serve --help)." enum:",prefix,exact,compound,prefix+phonetic,exact+phonetic,compound+phonetic" default:"" placeholder:"KIND"`
 	UniqueIdentifier []string `help:"System of identifiers of which no two patients may carry the same value; may be repeated." sep:"none" placeholder:"SYSTEM"`
 	Pprof            bool     `help:"Serve /debug/pprof."`
 }

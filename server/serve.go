@@ -31,7 +31,7 @@ type serveVerb struct {
 	TLSKey         string   `name:"tls-key" help:"Private key, PEM." placeholder:"FILE"`
 	BehindTLSProxy bool     `name:"behind-tls-proxy" help:"TLS ends at a proxy in front; plaintext HTTP is then allowed off loopback."`
 	TrustedProxy   []string `help:"Networks whose X-Forwarded-For is believed." placeholder:"CIDR"`
-	NameSearch     string   `help:"How names are found and what a dump leaks (phi/THREATS.md): by prefix as FHIR asks, exact (whole names), or compound (only together with a birth date or year). The first start chooses; later it must be what the index is." enum:",prefix,exact,compound" default:"" placeholder:"KIND"`
+	NameSearch     string   `help:"How names are found and what a dump leaks (phi/THREATS.md): by prefix as FHIR asks, exact (whole names), or compound (only together with a birth date or year); +phonetic adds a search by sound and year of birth. The first start chooses; later it must be what the index is." enum:",prefix,exact,compound,prefix+phonetic,exact+phonetic,compound+phonetic" default:"" placeholder:"KIND"`
 	MetricsAddr    string   `help:"Serve /metrics on a listener of its own." placeholder:"HOST:PORT"`
 	Pprof          bool     `help:"Serve /debug/pprof on the API's listener, loopback only."`
 }
