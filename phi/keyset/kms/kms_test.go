@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -279,6 +280,34 @@ func TestVaultToken(t *testing.T) {
 	defer spied.Close()
 	if _, err := spied.Wrap(t.Context(), aKey, nil); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("a server of another CA: %v", err)
+	}
+}
+
+// empty is a storage without keys.
+type empty struct{}
+
+func (empty) KEKs(context.Context) ([]keyset.WrappedKEK, error) { return nil, nil }
+func (empty) KEK(_ context.Context, _ string, candidate *keyset.WrappedKEK) (keyset.WrappedKEK, error) {
+	return *candidate, nil
+}
+func (empty) AddUses(context.Context, []keyset.Uses) ([]keyset.Uses, error) { return nil, nil }
+
+// TestPolicy holds the README's key policy for AWS to the encryption context that is sent.
+func TestPolicy(t *testing.T) {
+	readme, err := os.ReadFile("../../../README.md")
+	check(t, err)
+	found := regexp.MustCompile(`"kms:EncryptionContext:associatedData": "([0-9a-f]+)\*"`).FindSubmatch(readme)
+	if found == nil {
+		t.Fatal("README.md has no condition on the encryption context")
+	}
+	a := kmstest.NewAWS(t)
+	root, err := kms.Open(a.URI, kms.Config{})
+	check(t, err)
+	keys, err := keyset.Open(t.Context(), root, empty{})
+	check(t, err)
+	defer keys.Close()
+	if sent := a.Context(); len(sent) != 1 || !strings.HasPrefix(sent["associatedData"], string(found[1])) {
+		t.Errorf("the context is %v, the policy allows %s*", sent, found[1])
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -25,7 +26,11 @@ type AWS struct {
 	URI, Other string // of its two keys
 	access     string
 	secret     string
+	context    atomic.Value // of the last request
 }
+
+// Context is the encryption context of the last request.
+func (a *AWS) Context() map[string]string { return a.context.Load().(map[string]string) }
 
 // NewAWS starts an AWS KMS that ends with the test, and sets the variables by which AWS's clients find it and their credentials.
 func NewAWS(t testing.TB) *AWS {
@@ -93,6 +98,7 @@ func (a *AWS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		say(http.StatusBadRequest, "SerializationException")
 		return
 	}
+	a.context.Store(req.EncryptionContext)
 	aead, state := a.find(req.KeyID)
 	switch {
 	case aead == nil:
