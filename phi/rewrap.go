@@ -23,6 +23,8 @@ type RewrapStorage interface {
 	// WrappedBy returns data keys and secrets that a key-encryption key wraps, in their order (subject, segment, key id), after
 	// a place in it, at most limit.
 	WrappedBy(ctx context.Context, kek string, after keyset.Binding, limit int) ([]WrappedKey, error)
+	// CountWrapped returns how many keys key-encryption keys wrap that are not active.
+	CountWrapped(ctx context.Context) (int64, error)
 	// StoreRewrapped replaces the wrapping of those keys that still are wrapped as they were, and returns how many that were.
 	StoreRewrapped(ctx context.Context, keys []Rewrapped) (int, error)
 	// RemoveKEK removes a key-encryption key that is not active, unless it wraps a key; then it returns false.
@@ -63,6 +65,11 @@ func (t *Rotation) Rewrap(ctx context.Context, storage RewrapStorage) (epoch Epo
 		if epoch.Active, err = t.beginEpoch(ctx, storage, keks); err != nil {
 			return err
 		}
+		n, err := storage.CountWrapped(ctx)
+		if err != nil {
+			return err
+		}
+		t.totalKeys.Store(n)
 		if err := t.keys.Refresh(ctx); err != nil {
 			return fmt.Errorf("taking up the new key-encryption key: %w", err)
 		}

@@ -127,6 +127,7 @@ type Rotation struct {
 	slots chan struct{} // one for each batch that may be under way
 	pace  pace
 	grace time.Duration
+	mu    sync.Mutex // of what batches share
 
 	totalKeys, totalRows, doneKeys, doneRows, waiting atomic.Int64
 	unopened                                          atomic.Int64 // rows that did not open
@@ -241,8 +242,7 @@ type dataRotation struct {
 	storage RotationStorage
 	renewal int64
 	only    map[keyset.Binding]bool // the keys to replace, where they are named
-	mu      sync.Mutex
-	stuck   map[keyName]bool // whose retired keys cannot go: rows of theirs do not open
+	stuck   map[keyName]bool        // whose retired keys cannot go: rows of theirs do not open
 }
 
 // unfinishedFirst returns the active keys of the subjects whose rotation is not under way already.
@@ -458,8 +458,6 @@ type sweep struct {
 	keys   []keyset.Binding
 	active map[keyName]dataKey
 	rows   atomic.Int64
-
-	mu     sync.Mutex
 	broken map[RowName]bool
 	sample []RowName
 }

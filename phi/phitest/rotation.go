@@ -14,6 +14,7 @@ import (
 var (
 	_ phi.RotationStorage = (*Storage)(nil)
 	_ phi.RewrapStorage   = (*Storage)(nil)
+	_ phi.ReindexStorage  = (*Storage)(nil)
 )
 
 func bindingOf(k phi.WrappedKey) keyset.Binding {
@@ -337,4 +338,116 @@ func (s *Storage) RemoveKEK(_ context.Context, id string) (bool, error) {
 	}
 	s.keks = slices.DeleteFunc(slices.Clone(s.keks), func(k keyset.WrappedKEK) bool { return k.ID == id && !k.Active })
 	return true, nil
+}
+
+func (s *Storage) generation(state phi.IndexState) int {
+	return slices.IndexFunc(s.indexes, func(g phi.IndexGeneration) bool { return g.State == state })
+}
+
+func (s *Storage) BeginGeneration(_ context.Context, next phi.IndexGeneration) error {
+	unlock, err := s.read("BeginGeneration")
+	defer unlock()
+	if err == nil && len(s.indexes) == 1 {
+		s.indexes = append(slices.Clone(s.indexes), next)
+	}
+	return err
+}
+
+func (s *Storage) ActivateGeneration(_ context.Context, id uint32) error {
+	unlock, err := s.read("ActivateGeneration")
+	defer unlock()
+	if err != nil {
+		return err
+	}
+	if i := s.generation(phi.IndexReading); i >= 0 && s.indexes[i].ID == id {
+		s.indexes = slices.Clone(s.indexes)
+		s.indexes[s.generation(phi.IndexActive)].State = phi.IndexRetiring
+		s.indexes[i].State = phi.IndexActive
+	}
+	return nil
+}
+
+func (s *Storage) RowsOfGeneration(_ context.Context, id uint32, limit int) (rows []phi.RowName, err error) {
+	unlock, err := s.read("RowsOfGeneration")
+	defer unlock()
+	if err != nil {
+		return nil, err
+	}
+	for ref := range s.records {
+		if w := s.current(ref); w.IndexID == id && len(rows) < limit {
+			rows = append(rows, phi.RowName{Ref: ref, Version: w.Version})
+		}
+	}
+	return rows, nil
+}
+
+func (s *Storage) StoreReindexed(_ context.Context, rows []phi.Reindexed) (n int, err error) {
+	unlock, err := s.read("StoreReindexed")
+	defer unlock()
+	if err != nil {
+		return 0, err
+	}
+	for _, r := range rows {
+		versions, i := s.stored(phi.RowName{Ref: r.Ref, Version: r.Version})
+		if i < 0 || !bytes.Equal(versions[i].Seal, r.Was) {
+			continue
+		}
+		w := *versions[i]
+		w.Cells, w.Seal, w.Tokens, w.IndexID = r.Cells, r.Seal, r.Tokens, r.IndexID
+		versions[i] = &w
+		n++
+	}
+	return n, nil
+}
+
+func (s *Storage) RemoveGeneration(_ context.Context, id uint32, secrets []string) (bool, error) {
+	unlock, err := s.read("RemoveGeneration")
+	defer unlock()
+	if err != nil {
+		return false, err
+	}
+	for ref := range s.records {
+		if s.current(ref).IndexID == id {
+			return false, nil
+		}
+	}
+	s.indexes = slices.DeleteFunc(slices.Clone(s.indexes), func(g phi.IndexGeneration) bool { return g.ID == id && g.State == phi.IndexRetiring })
+	for _, name := range secrets {
+		delete(s.secrets, name)
+	}
+	return true, nil
+}
+
+func (s *Storage) CountWrapped(context.Context) (n int64, err error) {
+	unlock, err := s.read("CountWrapped")
+	defer unlock()
+	if err != nil {
+		return 0, err
+	}
+	ended := func(id string) int64 {
+		if slices.ContainsFunc(s.keks, func(k keyset.WrappedKEK) bool { return k.ID == id && k.Active }) {
+			return 0
+		}
+		return 1
+	}
+	for _, list := range s.keys {
+		for _, k := range list {
+			n += ended(k.KEK)
+		}
+	}
+	for _, k := range s.secrets {
+		n += ended(k.KEK)
+	}
+	return n, nil
+}
+
+func (s *Storage) CountGeneration(_ context.Context, id uint32) (n int64, err error) {
+	unlock, err := s.read("CountGeneration")
+	defer unlock()
+	for ref := range s.records {
+		if s.current(ref).IndexID == id {
+			n++
+		}
+	}
+	return n, err
 }

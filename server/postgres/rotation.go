@@ -452,3 +452,12 @@ func (r *Rotation) RemoveKEK(ctx context.Context, id string) (bool, error) {
 	}
 	return true, nil
 }
+
+// CountWrapped implements phi.RewrapStorage.
+func (r *Rotation) CountWrapped(ctx context.Context) (n int64, err error) {
+	if err := r.pool.QueryRow(ctx, `SELECT (SELECT count(*) FROM phi_key k JOIN phi_kek e ON e.id = k.kek WHERE NOT e.active)
+		+ (SELECT count(*) FROM phi_secret k JOIN phi_kek e ON e.id = k.kek WHERE NOT e.active)`).Scan(&n); err != nil {
+		return 0, bare("counting wrapped keys", err)
+	}
+	return n, nil
+}
