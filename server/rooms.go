@@ -24,6 +24,7 @@ type rooms struct {
 	records *phi.Records
 
 	erasures *phi.Erasures
+	merges   *phi.Merges
 
 	sequencer *audit.Sequencer // nil without a key
 	patrol    *audit.Patrol    // nil without a key
@@ -63,6 +64,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 		return nil, fmt.Errorf("opening records: %w", err)
 	}
 	r.erasures = newErasures(r, s)
+	r.merges = phi.NewMerges(phi.MergeConfig{Records: r.records, Open: r.db.Merges})
 	if r.sequencer, err = newSequencer(s, r.db, r); err != nil {
 		return nil, err
 	}
@@ -78,6 +80,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r.start(background, "key listener", func(ctx context.Context) error { return r.db.ListenKeys(ctx, r.keys.Wake) })
 	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
 	r.start(background, "record sweep", r.sweeper.run)
+	r.start(background, "merges", r.resumeMerges)
 	if r.sequencer != nil {
 		r.start(background, "audit sequencer", r.sequencer.Run)
 		r.start(background, "audit patrol", r.patrol.Run)

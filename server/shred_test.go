@@ -148,7 +148,9 @@ func TestShredInstances(t *testing.T) {
 		t.Cleanup(func() { _ = r.close(ctx) })
 		instances = append(instances, r)
 	}
-	caller := func() *phi.Caller { return &phi.Caller{Principal: system("test"), RequestID: "shred", Start: time.Now()} }
+	caller := func() *phi.Caller {
+		return &phi.Caller{Principal: system("test"), RequestID: "shred", Start: time.Now()}
+	}
 	ref := phi.Ref{Type: "Patient", ID: one.PatientOne}
 	page, err := instances[0].records.Search(ctx, caller(), "Patient", nil, false)
 	if err != nil || len(page.Resources) != 2 {

@@ -34,7 +34,7 @@ func Policy() auth.Policy {
 	for _, c := range [][2]string{
 		{"officer", "audit:read"}, {"officer", "latency:read"}, {"security", "audit:read"}, {"security", "latency:read"}, {"security", "metrics:read"},
 		{"officer", "erasure:read"}, {"officer", "erasure:request"},
-		{"officer", "erasure:approve"}, {"assessor", "audit:read-aliased"}, {"admin", "erasure:read"}, {"admin", "erasure:approve"}, {"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"},
+		{"officer", "erasure:approve"}, {"assessor", "audit:read-aliased"}, {"admin", "erasure:read"}, {"admin", "erasure:approve"}, {"registrar", "patient:merge"}, {"backend", "patient:merge"}, {"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"},
 	} {
 		p.Capabilities = append(p.Capabilities, auth.Capability{Role: c[0], Name: c[1]})
 	}

@@ -34,6 +34,7 @@ func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards [
 	var conflict error
 	batch := &pgx.Batch{}
 	queueGuards(batch, guards, &conflict)
+	queueMerges(batch, ordered, &conflict)
 	queueKeys(batch, ordered, &conflict)
 	queueGenerations(batch, ordered, &conflict)
 	queueRecords(batch, ordered, &conflict)

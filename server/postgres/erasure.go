@@ -183,6 +183,14 @@ func (s *erasureStorage) Erase(ctx context.Context, id phi.UUID, by string, subj
 		if err != nil {
 			return err
 		}
+		var merging bool
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM phi_merge WHERE state IN ('merging', 'unmerging') AND (source = ANY ($1) OR target = ANY ($1)))`,
+			scope.Patients).Scan(&merging); err != nil {
+			return err
+		}
+		if merging {
+			return phi.ErrMerge
+		}
 		if err := refuseHeld(ctx, tx, scope); err != nil {
 			return err
 		}

@@ -49,7 +49,37 @@ BEGIN
 END $$;
 CREATE TRIGGER phi_key_of_erased BEFORE INSERT OR UPDATE OF subject ON phi_key FOR EACH ROW EXECUTE FUNCTION phi_key_of_erased();
 
-GRANT SELECT ON phi_erased TO chartkeep_records;
+-- A merge of two patients who are one person: everything of the source's moves to the target, and under its keys. source_subject is what
+-- the source's records are under while they wait to move, in either direction; target_version is the target as it was before.
+CREATE TABLE phi_merge (
+  id             uuid        PRIMARY KEY,
+  source         text COLLATE "C" NOT NULL,
+  target         text COLLATE "C" NOT NULL CHECK (target <> source),
+  source_subject uuid        NOT NULL,
+  target_subject uuid        NOT NULL CHECK (target_subject <> source_subject),
+  target_version bigint      NOT NULL,
+  state          text        NOT NULL DEFAULT 'merging' CHECK (state IN ('merging', 'merged', 'unmerging', 'unmerged')),
+  begun_by       text        NOT NULL,
+  begun_at       timestamptz NOT NULL DEFAULT now(),
+  ended_at       timestamptz
+);
+CREATE UNIQUE INDEX phi_merge_source ON phi_merge (source) WHERE state <> 'unmerged';
+CREATE INDEX phi_merge_target ON phi_merge (target) WHERE state <> 'unmerged';
+-- The versions that a merge found in the source's chart, and whose they were: what an unmerge gives back.
+CREATE TABLE phi_merge_row (
+  merge    uuid   NOT NULL REFERENCES phi_merge,
+  type     text COLLATE "C" NOT NULL,
+  id       text COLLATE "C" NOT NULL,
+  version  bigint NOT NULL,
+  patients text[] NOT NULL,
+  PRIMARY KEY (merge, type, id, version)
+);
+
+GRANT SELECT ON phi_erased, phi_merge TO chartkeep_records;
+GRANT SELECT, INSERT ON phi_merge, phi_merge_row TO chartkeep_keys;
+GRANT UPDATE (state, source_subject, ended_at) ON phi_merge TO chartkeep_keys;
+GRANT DELETE ON phi_merge_row TO chartkeep_keys;
+GRANT INSERT ON treatment TO chartkeep_keys;
 GRANT SELECT, INSERT ON phi_erased, phi_erasure TO chartkeep_keys;
 GRANT UPDATE (state, decided_by, decided_at, certificate) ON phi_erasure TO chartkeep_keys;
 GRANT DELETE ON index_token, record_patient TO chartkeep_keys;
@@ -58,7 +88,7 @@ GRANT SELECT, UPDATE ON authz_epoch TO chartkeep_keys;
 
 INSERT INTO capability VALUES
   ('officer', 'erasure:read'), ('officer', 'erasure:request'), ('officer', 'erasure:approve'),
-  ('admin', 'erasure:read'), ('admin', 'erasure:approve');
+  ('admin', 'erasure:read'), ('admin', 'erasure:approve'), ('registrar', 'patient:merge'), ('backend', 'patient:merge');
 RESET ROLE;
 
 SET LOCAL ROLE chartkeep_audit_owner;

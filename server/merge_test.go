@@ -1,0 +1,415 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
+)
+
+// chart is rooms on a demo's database, with what the tests of merges do to charts.
+type chart struct {
+	*rooms
+	t   testing.TB
+	ctx context.Context
+	sql *pgx.Conn
+}
+
+func openChart(t testing.TB, d *instance) *chart {
+	t.Helper()
+	s, err := demoSettings(d.dir, d.DatabaseURL, audit.Process)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.journal, s.keys = t.TempDir(), nil // the demo sequences
+	ctx := context.Background()
+	r, err := openRooms(ctx, s, newLog(os.Stderr).Logger)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = r.close(ctx) })
+	conn, err := pgx.Connect(ctx, d.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(ctx) })
+	return &chart{r, t, ctx, conn}
+}
+
+func (c *chart) caller() *phi.Caller {
+	return &phi.Caller{Principal: system("test"), RequestID: "merge", Start: time.Now()}
+}
+
+// put writes a record.
+func (c *chart) put(ref phi.Ref, members string) {
+	c.t.Helper()
+	body := fmt.Sprintf(`{"resourceType":%q,"id":%q,%s}`, ref.Type, ref.ID, members)
+	if _, err := c.records.Update(c.ctx, c.caller(), ref, []byte(body), 0); err != nil {
+		c.t.Fatalf("writing %s: %v", ref, err)
+	}
+}
+
+func (c *chart) patient(id, mrn string) {
+	c.t.Helper()
+	c.put(phi.Ref{Type: "Patient", ID: id}, `"active":true,"identifier":[{"use":"official","system":"urn:mrn","value":"`+mrn+`"}],"name":[{"family":"Merge`+mrn+`"}]`)
+}
+
+func (c *chart) observation(id, patient, text string) {
+	c.t.Helper()
+	c.put(phi.Ref{Type: "Observation", ID: id}, `"status":"final","code":{"text":"`+text+`"},"subject":{"reference":"Patient/`+patient+`"}`)
+}
+
+// text is a record's JSON without its meta, "" when it cannot be read.
+func (c *chart) text(ref phi.Ref) string {
+	c.t.Helper()
+	res, err := c.records.Read(c.ctx, c.caller(), ref)
+	if err != nil {
+		return err.Error()
+	}
+	return withoutMeta(c.t, res.JSON.Reveal())
+}
+
+func withoutMeta(t testing.TB, b []byte) string {
+	t.Helper()
+	var m map[string]any
+	if err := json.Unmarshal(b, &m); err != nil {
+		t.Fatal(err)
+	}
+	delete(m, "meta")
+	out, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(out)
+}
+
+// found are the ids that a search finds, sorted.
+func (c *chart) found(resourceType string, params ...phi.Param) []string {
+	c.t.Helper()
+	page, err := c.records.Search(c.ctx, c.caller(), resourceType, params, true)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var ids []string
+	for _, r := range page.Resources {
+		ids = append(ids, r.ID)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// count is what a statement counts.
+func (c *chart) count(sql string, args ...any) (n int) {
+	c.t.Helper()
+	if err := c.sql.QueryRow(c.ctx, sql, args...).Scan(&n); err != nil {
+		c.t.Fatal(err)
+	}
+	return n
+}
+
+// opens demands that every version of every record of these ids opens.
+func (c *chart) opens(ids ...string) {
+	c.t.Helper()
+	rows, err := c.sql.Query(c.ctx, `SELECT type, id, version FROM record WHERE id LIKE ANY ($1) AND method <> 'DELETE'
+		UNION ALL SELECT type, id, version FROM record_version WHERE id LIKE ANY ($1) AND method <> 'DELETE'`, ids)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var ref phi.Ref
+	var version int64
+	type row struct {
+		phi.Ref
+		version int64
+	}
+	var all []row
+	if _, err := pgx.ForEachRow(rows, []any{&ref.Type, &ref.ID, &version}, func() error {
+		all = append(all, row{ref, version})
+		return nil
+	}); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, r := range all {
+		if _, err := c.records.ReadVersion(c.ctx, c.caller(), r.Ref, r.version); err != nil {
+			c.t.Errorf("%s version %d: %v", r.Ref, r.version, err)
+		}
+	}
+}
+
+func kindOf(err error) phi.Kind {
+	var e *phi.Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	return 0
+}
+
+// TestMerge merges two charts, looks at every place where a record could have stayed behind, undoes it, and looks again.
+func TestMerge(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	c := openChart(t, d)
+	c.patient("src", "1")
+	c.patient("tgt", "2")
+	c.patient("other", "3")
+	for i := range 120 { // more than two batches
+		c.observation(fmt.Sprintf("src-o%03d", i), "src", "first")
+	}
+	c.observation("src-o000", "src", "second")
+	c.observation("src-gone", "src", "deleted")
+	if _, err := c.records.Delete(c.ctx, c.caller(), phi.Ref{Type: "Observation", ID: "src-gone"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	c.observation("tgt-o", "tgt", "the target's")
+	c.put(phi.Ref{Type: "Observation", ID: "src-part2"}, `"status":"final","code":{"text":"x"},"subject":{"reference":"Patient/src"},
+		"meta":{"security":[{"system":"http://terminology.hl7.org/CodeSystem/v3-ActCode","code":"SUD"}]}`)
+	c.put(phi.Ref{Type: "Encounter", ID: "src-e"}, `"status":"finished","class":{"code":"AMB"},"subject":{"reference":"Patient/src"},
+		"participant":[{"individual":{"reference":"Practitioner/dr-merge"}}]`)
+	both := phi.Ref{Type: "Appointment", ID: "other-a"}
+	c.put(both, `"status":"booked","participant":[{"actor":{"reference":"Patient/other"},"status":"accepted"},{"actor":{"reference":"Patient/src"},"status":"accepted"}]`)
+	if err := c.db.Auth().Grant(c.ctx, "dr-granted", "src", "ticket 1", "admin"); err != nil {
+		t.Fatal(err)
+	}
+	before := map[phi.Ref]string{}
+	for _, ref := range []phi.Ref{{Type: "Patient", ID: "src"}, {Type: "Patient", ID: "tgt"}, {Type: "Observation", ID: "src-o000"}, {Type: "Encounter", ID: "src-e"}, both} {
+		before[ref] = c.text(ref)
+	}
+
+	for _, bad := range []phi.MergeRequest{{Source: "src", Target: "src"}, {Source: "nobody", Target: "tgt"}, {Source: "src", Target: "nobody"}, {Source: "../x", Target: "tgt"}} {
+		if _, err := c.merges.Merge(c.ctx, c.caller(), bad); kindOf(err) != phi.Invalid && kindOf(err) != phi.NotFound {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	if out, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt", Preview: true}); err != nil || out.Moved != 123 || c.text(phi.Ref{Type: "Patient", ID: "src"}) != before[phi.Ref{Type: "Patient", ID: "src"}] {
+		t.Fatalf("preview: %+v, %v", out, err)
+	}
+	if _, err := c.merges.Unmerge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"}); kindOf(err) != phi.Unprocessable {
+		t.Errorf("undone before: %v", err)
+	}
+	out, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"})
+	if err != nil || !out.Done || out.Moved != 123 {
+		t.Fatalf("merge: %+v, %v", out, err)
+	}
+
+	// Every record is in the target's chart, under its keys, every version opens, and nothing is under the source's.
+	if got := c.found("Observation", phi.Param{Name: "patient", Value: "tgt"}); len(got) != 50 {
+		t.Errorf("the target has %d observations on its first page", len(got))
+	}
+	if n := c.count(`SELECT count(*) FROM record_patient WHERE patient = 'tgt' AND type = 'Observation'`); n != 122 {
+		t.Errorf("the target has %d observations", n)
+	}
+	if got := c.found("Observation", phi.Param{Name: "patient", Value: "src"}); len(got) != 0 {
+		t.Errorf("the source still has %v", got)
+	}
+	c.opens("src%", "tgt%", "other%")
+	if n := c.count(`SELECT count(DISTINCT subject) FROM (SELECT subject FROM record WHERE id LIKE 'src%' OR id LIKE 'tgt%'
+		UNION ALL SELECT subject FROM record_version WHERE id LIKE 'src%' OR id LIKE 'tgt%') s`); n != 1 {
+		t.Errorf("the charts are under %d subjects", n)
+	}
+	if n := c.count(`SELECT count(*) FROM phi_key k WHERE NOT EXISTS (SELECT FROM record r WHERE r.subject = k.subject) AND subject <> '00000000-0000-0000-0000-000000000000'`); n != 0 {
+		t.Errorf("%d keys of nobody are left", n)
+	}
+	source := c.text(phi.Ref{Type: "Patient", ID: "src"})
+	if !strings.Contains(source, `"active":false`) || !strings.Contains(source, `"type":"replaced-by"`) || !strings.Contains(source, "Patient/tgt") {
+		t.Errorf("the source is %s", source)
+	}
+	target := c.text(phi.Ref{Type: "Patient", ID: "tgt"})
+	if !strings.Contains(target, `"type":"replaces"`) || !strings.Contains(target, `"use":"old","value":"1"`) && !strings.Contains(target, `"use":"old"`) {
+		t.Errorf("the target is %s", target)
+	}
+	if got := c.found("Patient", phi.Param{Name: "identifier", Value: "urn:mrn|1"}); !slices.Equal(got, []string{"tgt"}) {
+		t.Errorf("the source's identifier finds %v", got)
+	}
+	if got := c.found("Patient", phi.Param{Name: "family", Value: "Merge1"}); len(got) != 0 {
+		t.Errorf("the source's name finds %v", got)
+	}
+	if text := c.text(both); !strings.Contains(text, "Patient/tgt") || strings.Contains(text, "Patient/src") {
+		t.Errorf("another's appointment is %s", text)
+	}
+	for practitioner, want := range map[string]int{"dr-merge": 1, "dr-granted": 1} {
+		if n := c.count(`SELECT count(*) FROM treatment WHERE practitioner = $1 AND patient = 'tgt'`, practitioner); n != want {
+			t.Errorf("%s treats the target %d times", practitioner, n)
+		}
+	}
+	// The source takes no more writes.
+	_, err = c.records.Create(c.ctx, c.caller(), "Observation", []byte(`{"resourceType":"Observation","status":"final","code":{"text":"x"},"subject":{"reference":"Patient/src"}}`), nil)
+	if kindOf(err) != phi.Unprocessable {
+		t.Errorf("a record of the source's: %v", err)
+	}
+	if _, err := c.records.Update(c.ctx, c.caller(), phi.Ref{Type: "Patient", ID: "src"}, []byte(`{"resourceType":"Patient","id":"src","active":true}`), 0); kindOf(err) != phi.Conflict {
+		t.Errorf("the source is written: %v", err)
+	}
+	if out, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"}); err != nil || !out.Done {
+		t.Errorf("asked again: %+v, %v", out, err)
+	}
+	if _, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "other"}); kindOf(err) != phi.Conflict {
+		t.Errorf("merged elsewhere: %v", err)
+	}
+	if _, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "other", Target: "src"}); kindOf(err) != phi.Conflict {
+		t.Errorf("merged into what was merged: %v", err)
+	}
+
+	// What comes later stays; what somebody changed goes back changed.
+	c.observation("tgt-later", "tgt", "later")
+	c.observation("src-o001", "tgt", "changed since")
+	out, err = c.merges.Unmerge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"})
+	if err != nil || !out.Done || !slices.Equal(out.Stayed, []phi.Ref{{Type: "Observation", ID: "tgt-later"}}) {
+		t.Fatalf("unmerge: %+v, %v", out, err)
+	}
+	for ref, want := range before {
+		if got := c.text(ref); got != want {
+			t.Errorf("%s is\n%s, was\n%s", ref, got, want)
+		}
+	}
+	if got := c.text(phi.Ref{Type: "Observation", ID: "src-o001"}); !strings.Contains(got, "changed since") || !strings.Contains(got, "Patient/src") {
+		t.Errorf("what was changed since is %s", got)
+	}
+	if got := c.found("Observation", phi.Param{Name: "patient", Value: "tgt"}); !slices.Equal(got, []string{"tgt-later", "tgt-o"}) {
+		t.Errorf("the target has %v", got)
+	}
+	if n := c.count(`SELECT count(*) FROM record_patient WHERE patient = 'src'`); n != 124 {
+		t.Errorf("the source has %d records", n)
+	}
+	c.opens("src%", "tgt%", "other%")
+	if n := c.count(`SELECT count(*) FROM record_version v WHERE id LIKE 'src%' AND subject <> (SELECT subject FROM record WHERE type = 'Patient' AND id = 'src')`); n != 0 {
+		t.Errorf("%d versions of the source's are under another's keys", n)
+	}
+	if n := c.count(`SELECT count(*) FROM treatment WHERE patient = 'tgt' AND practitioner LIKE 'dr-%'`); n != 0 {
+		t.Errorf("%d relationships with the target are left", n)
+	}
+	if got := c.found("Patient", phi.Param{Name: "identifier", Value: "urn:mrn|1"}); !slices.Equal(got, []string{"src"}) {
+		t.Errorf("the source's identifier finds %v", got)
+	}
+	for interaction, patients := range map[string][]string{"patient-merge": {"src", "tgt"}, "patient-unmerge": {"src", "tgt"}} {
+		for _, patient := range patients {
+			got, err := c.db.Trail().Find(c.ctx, audit.Query{Terms: []audit.Term{audit.Is(audit.FieldInteraction, interaction), audit.Is(audit.FieldPatient, patient)}, Limit: 200})
+			if err != nil || len(got.Events) == 0 {
+				t.Errorf("%s: no event of %s, %v", interaction, patient, err)
+			}
+		}
+	}
+	// Merged again, one erasure takes the person whole, by either id.
+	if _, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"}); err != nil {
+		t.Fatal(err)
+	}
+	e, scope, err := c.erasures.Request(c.ctx, operating("Ines Diaz"), "src", "case 1")
+	if err != nil || !slices.Equal(scope.Patients, []string{"src", "tgt"}) {
+		t.Fatalf("request: %+v, %v", scope, err)
+	}
+	if _, err := c.erasures.Approve(c.ctx, operating("Sam Amari"), e.ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, ref := range []phi.Ref{{Type: "Patient", ID: "src"}, {Type: "Patient", ID: "tgt"}, {Type: "Observation", ID: "src-o000"}, {Type: "Observation", ID: "tgt-o"}} {
+		if _, err := c.records.Read(c.ctx, c.caller(), ref); kindOf(err) != phi.Gone {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if _, err := c.merges.Unmerge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"}); kindOf(err) != phi.Gone {
+		t.Errorf("unmerged after the erasure: %v", err)
+	}
+	if _, err := c.records.Read(c.ctx, c.caller(), both); err != nil {
+		t.Errorf("another's appointment: %v", err)
+	}
+}
+
+// TestMergeWhileOthersWrite merges a chart that is being written, read and rotated: every write that was answered is in the target's chart
+// afterwards, and no reader finds a record nowhere.
+func TestMergeWhileOthersWrite(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	c := openChart(t, d)
+	c.patient("src", "1")
+	c.patient("tgt", "2")
+	c.patient("other", "3")
+	for i := range 60 {
+		c.observation(fmt.Sprintf("o%d", i), "src", "first")
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	var mu sync.Mutex
+	written := map[string]bool{}
+	for w := range 3 {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				id := fmt.Sprintf("w%d-%d", w, i%40)
+				subject := `"subject":{"reference":"Patient/src"}`
+				ref := phi.Ref{Type: "Observation", ID: id}
+				body := fmt.Sprintf(`{"resourceType":"Observation","id":%q,"status":"final","code":{"text":"n %d"},%s}`, id, i, subject)
+				if w == 2 { // records of others that name the source
+					ref.Type = "Appointment"
+					body = fmt.Sprintf(`{"resourceType":"Appointment","id":%q,"status":"booked","participant":[{"actor":{"reference":"Patient/other"},"status":"accepted"},{"actor":{"reference":"Patient/src"},"status":"accepted"}]}`, id)
+				}
+				_, err := c.records.Update(c.ctx, c.caller(), ref, []byte(body), 0)
+				switch kindOf(err) {
+				case phi.Conflict, phi.Unprocessable:
+				default:
+					if err != nil {
+						t.Errorf("writing: %v", err)
+						return
+					}
+					mu.Lock()
+					written[ref.String()] = true
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := c.records.Read(c.ctx, c.caller(), phi.Ref{Type: "Observation", ID: fmt.Sprintf("o%d", i%60)}); err != nil {
+				t.Errorf("reading: %v", err)
+				return
+			}
+		}
+	})
+	time.Sleep(200 * time.Millisecond)
+	var outs [2]*phi.MergeOutcome
+	var merging sync.WaitGroup
+	for i := range outs { // two at once
+		merging.Go(func() {
+			out, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"})
+			if err != nil && kindOf(err) != phi.Conflict {
+				t.Errorf("merging: %v", err)
+			}
+			outs[i] = out
+		})
+	}
+	merging.Wait()
+	time.Sleep(200 * time.Millisecond)
+	close(stop)
+	wg.Wait()
+	if !(outs[0] != nil && outs[0].Done) && !(outs[1] != nil && outs[1].Done) {
+		t.Fatalf("merges: %+v, %+v", outs[0], outs[1])
+	}
+	if len(written) == 0 {
+		t.Fatal("nothing was written meanwhile")
+	}
+	for name := range written {
+		typ, id, _ := strings.Cut(name, "/")
+		if text := c.text(phi.Ref{Type: typ, ID: id}); !strings.Contains(text, "Patient/tgt") || strings.Contains(text, "Patient/src") {
+			t.Errorf("%s is %s", name, text)
+		}
+	}
+	if n := c.count(`SELECT count(*) FROM record_patient WHERE patient = 'src' AND type <> 'Patient'`); n != 0 {
+		t.Errorf("%d records are left behind", n)
+	}
+	c.opens("o%", "w%", "src", "tgt")
+}
