@@ -260,6 +260,9 @@ func TestAllowlist(t *testing.T) {
 		if _, err := keys.AEAD(t.Context(), kek, wrapped, someone); err != nil {
 			t.Fatalf("what the old root wrapped: %v", err)
 		}
+		if !strings.Contains(log.String(), "keys rewrap") {
+			t.Errorf("the log does not say that new keys are wrapped under the old root:\n%s", log)
+		}
 		next, err := keys.NewKEK(t.Context(), "kek-2")
 		if err != nil || next.Root != "kms://ours" || keys.Root() != "kms://ours" {
 			t.Fatalf("a new key-encryption key is under %q (%v), want the first root", next.Root, err)

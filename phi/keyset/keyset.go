@@ -179,6 +179,9 @@ func (c Config) Open(ctx context.Context) (*Keys, error) {
 	if k.cache, err = newCache(); err != nil {
 		return nil, fmt.Errorf("making key cache: %w", err)
 	}
+	if active.Root != k.Root() {
+		k.logger.WarnContext(ctx, "new keys are wrapped under an older root: run chartkeep keys rewrap", "kek", active.ID, "its_root", active.Root, "root", k.Root())
+	}
 	k.hierarchy.Store(&hierarchy{active: active.ID, keks: map[string]*kek{active.ID: open}})
 	k.life, k.end = context.WithCancel(context.WithoutCancel(ctx))
 	return k, nil
