@@ -276,6 +276,7 @@ func (v *views) inView(what string, res answered, role string) int {
 	}
 	shown := resources(body, nil)
 	var widest phi.ClassSet
+	anonymous := false
 	words := len(shown) == 0 // nothing but an outcome: nothing of a record
 	for _, r := range shown {
 		resourceType := r["resourceType"].(string)
@@ -320,12 +321,20 @@ func (v *views) inView(what string, res answered, role string) int {
 			v.Errorf("%s: SUBSETTED is %v in %s", what, !partial, text)
 		}
 		widest |= s.classes
+		anonymous = anonymous || s.reduction == phi.Deidentified
 	}
 	// The self link repeats what was asked for.
 	rest := selfLink.ReplaceAll(res.body, nil)
 	for c, word := range wordOf {
 		if found := word.Find(rest); found != nil && (words || !widest.Has(phi.Class(c))) {
 			v.Errorf("%s: %q is in the answer\n%s", what, found, res.body)
+		}
+	}
+	if anonymous { // nor do links, full URLs or headers name the record
+		for _, id := range []string{v.patient, viewID} {
+			if bytes.Contains(rest, []byte(id)) || strings.Contains(fmt.Sprint(res.Header), id) {
+				v.Errorf("%s: %s is in the answer\n%v\n%s", what, id, res.Header, res.body)
+			}
 		}
 	}
 	return len(shown)
@@ -411,6 +420,7 @@ func (v *views) everyAnswer(persona, role, resourceType string) {
 	ask("r", "GET", "/"+ref+"/_history/1", "", 1)
 	ask("r", "GET", "/"+ref+"/_history", "", 1)
 	ask("s", "GET", "/"+resourceType+"?_id="+id, "", 1)
+	ask("s", "POST", "/"+resourceType+"/_search", "_id="+id, 1, "Content-Type: application/x-www-form-urlencoded")
 	ask("r", "POST", "/", bundle("batch", entry("GET", ref, ""), entry("GET", resourceType+"?_id="+id, "")), 2)
 	ask("r", "POST", "/", bundle("transaction", entry("GET", ref, "")), 1)
 	if strings.Contains(may, "c") {
