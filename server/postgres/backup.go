@@ -30,7 +30,7 @@ func (k BackupKind) tables() []string {
 	if k == BackupKeys {
 		return []string{"phi_kek", "phi_secret", "index_generation", "phi_erasure", "phi_erased", "phi_key"}
 	}
-	return []string{"record", "record_version", "record_patient", "index_token", "treatment", "import_source"}
+	return []string{"record", "record_version", "record_patient", "index_token", "treatment", "import_source", "phi_merge", "phi_merge_row"}
 }
 
 func (k BackupKind) role() string {

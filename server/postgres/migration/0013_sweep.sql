@@ -37,7 +37,7 @@ CREATE TABLE sweep_state (
 );
 
 -- Backups of the data hold no keys, those of the keys no data.
-GRANT SELECT, INSERT ON record, record_version, record_patient, index_token, treatment, import_source TO chartkeep_backup;
+GRANT SELECT, INSERT ON record, record_version, record_patient, index_token, treatment, import_source, phi_merge, phi_merge_row TO chartkeep_backup;
 GRANT SELECT, UPDATE (id) ON deployment TO chartkeep_backup, chartkeep_keys;
 
 GRANT SELECT ON record, record_version, record_patient, index_token, phi_key, phi_erased TO chartkeep_sweep;

@@ -1,0 +1,105 @@
+package postgres
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Every table of the records is in a backup of the data or in one of the keys, never in both, or it is known why not.
+func TestEveryTableIsBackedUp(t *testing.T) {
+	without := map[string]string{
+		"deployment":  "its id is in the manifest",
+		"record_head": "the sweep reads the trail anew",
+		"sweep_state": "the sweep reads the trail anew",
+		"phi_renewal": "the state of a rotation that a restore ends",
+		"authz_epoch": "counts up from wherever it is",
+		"role":        "policy: migrations make it, pg_dump keeps what was changed",
+		"permission":  "policy",
+		"capability":  "policy",
+	}
+	_, name := open(t)
+	admin := connect(t, name, "")
+	rows, err := admin.Query(t.Context(), `SELECT tablename::text FROM pg_tables WHERE tableowner = 'chartkeep_owner' ORDER BY 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil || len(tables) < 12 {
+		t.Fatalf("%d tables, %v", len(tables), err)
+	}
+	for _, table := range tables {
+		data, keys := slices.Contains(BackupData.tables(), table), slices.Contains(BackupKeys.tables(), table)
+		if why := without[table]; data == keys == (why == "") {
+			t.Errorf("%s: in backups of the data %v, of the keys %v, and otherwise %q", table, data, keys, why)
+		}
+	}
+	for table := range without {
+		if !slices.Contains(tables, table) {
+			t.Errorf("%s is left out of backups and is not there", table)
+		}
+	}
+	for _, table := range slices.Concat(BackupData.tables(), BackupKeys.tables()) {
+		if !slices.Contains(tables, table) {
+			t.Errorf("%s is backed up and is not there", table)
+		}
+	}
+	// Whoever makes one kind of backup cannot read the other's tables.
+	for kind, other := range map[BackupKind]BackupKind{BackupData: BackupKeys} {
+		conn := connect(t, name, kind.role())
+		for _, table := range other.tables() {
+			if _, err := conn.Exec(t.Context(), `SELECT FROM `+table); sqlState(err) != "42501" {
+				t.Errorf("%s reads %s: %v", kind.role(), table, err)
+			}
+		}
+	}
+}
+
+// phiLike is what a column that holds PHI would be called.
+var phiLike = regexp.MustCompile(`name|birth|born|death|dob|gender|sex|race|ethnic|address|street|city|zip|postal|phone|fax|mail|contact|ssn|mrn|identif|` +
+	`insur|account|family|given|diagnos|medic|clinical|narrative|note|comment|text|description|photo|value|content|body|search|query`)
+
+// Experiment 27: a column that could hold text and is called like PHI is a sealed cell, or is registered here with what it holds.
+func TestColumnsNamedLikePHI(t *testing.T) {
+	registered := map[string]string{
+		"role.name": "of a role", "migration.name": "of a file", "phi_secret.name": "of an organisation's secret", "index_generation.names": "how names are indexed",
+		"audit_event.body": "an event's bytes: references and sealed search text", "audit_quarantine.body": "an event's bytes",
+		"audit_checkpoint.note": "a signed checkpoint", "phi_erasure.certificate": "signed, names pseudonyms",
+		"audit_pruned.note": "a signed record of what was dropped", "capability.name": "of a permission",
+	}
+	_, name := open(t)
+	admin := connect(t, name, "")
+	columns := func() (list []string) {
+		t.Helper()
+		// Views and partitions show what their tables have; the domain sealed takes nothing but cells.
+		rows, err := admin.Query(t.Context(), `SELECT c.relname::text || '.' || a.attname FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+			JOIN pg_type t ON t.oid = a.atttypid WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = 'public'::regnamespace
+			AND a.attnum > 0 AND NOT a.attisdropped AND (t.typcategory IN ('S', 'U', 'A', 'X') OR t.typtype = 'd') AND t.typname NOT IN ('uuid', '_uuid', 'sealed', 'wrapped_key')
+			ORDER BY 1`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil || len(all) < 40 {
+			t.Fatalf("%d columns, %v", len(all), err)
+		}
+		for _, c := range all {
+			if _, column, _ := strings.Cut(c, "."); phiLike.MatchString(column) && registered[c] == "" {
+				list = append(list, c)
+			}
+		}
+		return list
+	}
+	if found := columns(); len(found) > 0 {
+		t.Errorf("called like PHI, not sealed and not registered: %v", found)
+	}
+	must(t, admin, `ALTER TABLE record ADD COLUMN birth_city text`)
+	must(t, admin, `CREATE TABLE visit (id uuid, clinical_note jsonb)`)
+	must(t, admin, `ALTER TABLE record ADD COLUMN next_name sealed`)
+	if found := columns(); !slices.Equal(found, []string{"record.birth_city", "visit.clinical_note"}) {
+		t.Errorf("two columns too many, found: %v", found)
+	}
+}
