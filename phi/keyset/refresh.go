@@ -111,7 +111,7 @@ func (k *Keys) Run(ctx context.Context) error {
 func (k *Keys) retryAfter() time.Duration { return k.refreshAfter / 20 }
 
 // jittered shortens d by up to a tenth, so that instances that started together do not ask together.
-func jittered(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
+func jittered(d time.Duration) time.Duration { return d - rand.N(d/10+1) } //nolint:gosec // jitter
 
 // Wake makes Run look at the storage now, and forget the ciphers of data keys: keys were changed elsewhere. Safe to call at
 // any time, also before Run.

@@ -44,7 +44,7 @@ func NewAWS(t testing.TB) *AWS {
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	server.StartTLS()
 	t.Cleanup(server.Close)
-	for name, value := range map[string]string{
+	for name, value := range map[string]string{ //nolint:gosec // of nothing but this double
 		"AWS_ENDPOINT_URL_KMS": server.URL, "AWS_CA_BUNDLE": ca, "AWS_ACCESS_KEY_ID": a.access, "AWS_SECRET_ACCESS_KEY": a.secret,
 		"AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_EC2_METADATA_DISABLED": "true",
 	} {

@@ -53,7 +53,7 @@ func NewGCP(t testing.TB) *GCP {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := json.Marshal(map[string]string{
+	file, err := json.Marshal(map[string]string{ //nolint:gosec // of nothing but this double
 		"type": "service_account", "project_id": "p", "private_key_id": "1", "client_email": "chartkeep@p.iam.gserviceaccount.com", "client_id": "1",
 		"private_key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})), "token_uri": "https://127.0.0.1:1/token",
 	})
