@@ -354,11 +354,10 @@ func (m *mover) finishing(ctx context.Context, rest func(context.Context) (bool,
 	}
 	defer release()
 	done, e := rest(ctx)
-	if e != nil && (ctx.Err() == nil || e.Kind != Unavailable) {
+	if e != nil && ctx.Err() == nil {
 		return nil, e
 	}
-	done = done && e == nil
-	if done {
+	if done = done && e == nil; done { // otherwise the caller's time is over, and the next who takes it up goes on
 		if e := m.tell(context.WithoutCancel(ctx), audit.Success); e != nil {
 			return nil, e
 		}

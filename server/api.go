@@ -71,7 +71,7 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 		verified = r.patrol.Last
 	}
 	server, err := rest.New(rest.Config{
-		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(), Erasures: r.erasures,
+		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(), Erasures: r.erasures, Merges: r.merges,
 		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Verified: verified, Key: key,
 		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies,
 		Checks: map[string]func(context.Context) error{

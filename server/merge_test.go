@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -412,4 +414,165 @@ func TestMergeWhileOthersWrite(t *testing.T) {
 		t.Errorf("%d records are left behind", n)
 	}
 	c.opens("o%", "w%", "src", "tgt")
+}
+
+func mergeBody(source, target, more string) string {
+	return `{"resourceType":"Parameters","parameter":[{"name":"source-patient","valueReference":{"reference":"Patient/` + source + `"}},
+		{"name":"target-patient","valueReference":{"reference":"Patient/` + target + `"}}` + more + `]}`
+}
+
+// TestMergeOperation merges over HTTP: who may, what is answered, what the capability statement says.
+func TestMergeOperation(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	backend, registrar := d.token(t, "app-backend"), d.token(t, "registrar-lee")
+	put := func(path, body string) {
+		t.Helper()
+		if a := d.do(t, "PUT", "/fhir/R4/"+path, backend, body); a.StatusCode >= 300 {
+			t.Fatalf("PUT %s: %s %s", path, a.Status, a.body)
+		}
+	}
+	for _, id := range []string{"src", "tgt"} {
+		put("Patient/"+id, `{"resourceType":"Patient","id":"`+id+`","name":[{"family":"`+id+`"}]}`)
+		put("Observation/"+id+"-o", `{"resourceType":"Observation","id":"`+id+`-o","status":"final","code":{"text":"x"},"subject":{"reference":"Patient/`+id+`"}}`)
+	}
+	do := func(token, operation, body string) answered {
+		return d.do(t, "POST", "/fhir/R4/Patient/$"+operation, token, body)
+	}
+	for _, test := range []struct {
+		token, body string
+		status      int
+	}{
+		{d.token(t, "dr-rivera"), mergeBody("src", "tgt", ""), 403},
+		{d.token(t, "admin-root"), mergeBody("src", "tgt", ""), 403},
+		{d.token(t, "registrar-lee", "user/*.rs"), mergeBody("src", "tgt", ""), 403}, // an app that may only read
+		{registrar, mergeBody("src", "nobody", ""), 404},
+		{registrar, mergeBody("src", "src", ""), 400},
+		{registrar, mergeBody("src", "tgt", `,{"name":"preview","valueBoolean":"yes"}`), 400},
+		{registrar, mergeBody("src", "tgt", `,{"name":"other","valueBoolean":true}`), 400},
+		{registrar, mergeBody("src", "tgt", `,{"name":"result-patient","resource":{"resourceType":"Patient","id":"tgt"}}`), 422}, // sees a part
+		{backend, mergeBody("src", "tgt", `,{"name":"result-patient","resource":{"resourceType":"Patient","id":"tgt"}}`), 422},   // no link
+		{registrar, `{"resourceType":"Parameters"}`, 400},
+		{registrar, `{"resourceType":"Patient"}`, 400},
+	} {
+		if a := do(test.token, "merge", test.body); a.StatusCode != test.status || !strings.Contains(string(a.body), "OperationOutcome") {
+			t.Errorf("%s: %s %s, want %d", test.body, a.Status, a.body, test.status)
+		}
+	}
+	preview := do(registrar, "merge", mergeBody("src", "tgt", `,{"name":"preview","valueBoolean":true}`))
+	if preview.StatusCode != 200 || !strings.Contains(string(preview.body), "1 records would move") || strings.Contains(string(preview.body), "replaces") {
+		t.Errorf("preview: %s %s", preview.Status, preview.body)
+	}
+	a := do(registrar, "merge", mergeBody("src", "tgt", ""))
+	if a.StatusCode != 200 || !strings.Contains(string(a.body), `"name":"result","resource":{"resourceType":"Patient","id":"tgt"`) || !strings.Contains(string(a.body), "1 records moved") {
+		t.Fatalf("merge: %s %s", a.Status, a.body)
+	}
+	if moved := d.do(t, "GET", "/fhir/R4/Observation/src-o", backend, ""); !strings.Contains(string(moved.body), "Patient/tgt") {
+		t.Errorf("the record is %s", moved.body)
+	}
+	if a := do(registrar, "unmerge", mergeBody("src", "tgt", "")); a.StatusCode != 200 || !strings.Contains(string(a.body), "1 records moved") {
+		t.Errorf("unmerge: %s %s", a.Status, a.body)
+	}
+	result := `,{"name":"result-patient","resource":{"resourceType":"Patient","id":"tgt","name":[{"family":"both"}],"link":[{"other":{"reference":"Patient/src"},"type":"replaces"}]}}`
+	if a := do(backend, "merge", mergeBody("src", "tgt", result)); a.StatusCode != 200 || !strings.Contains(string(a.body), `"family":"both"`) {
+		t.Errorf("merge with a result: %s %s", a.Status, a.body)
+	}
+	for _, want := range []string{`"name":"merge","definition":"http://hl7.org/fhir/OperationDefinition/Patient-merge"`, `"name":"unmerge"`} {
+		if a := d.do(t, "GET", "/fhir/R4/metadata", "", ""); !strings.Contains(string(a.body), want) {
+			t.Errorf("the capability statement does not say %s", want)
+		}
+	}
+}
+
+// TestMergeKilled kills the server while it merges a large chart, starts it again and asks again, until it is done: every version of every
+// record opens at every start, and in the end all are in the target's chart.
+func TestMergeKilled(t *testing.T) {
+	kills := 2
+	if longForm {
+		kills = 20
+	}
+	dir, err := dataDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	d, err := launch(dir, "--patients", "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.interrupt() })
+	const records = 400
+	var entries []string
+	entry := func(typ, id, members string) {
+		entries = append(entries, fmt.Sprintf(`{"resource":{"resourceType":%q,"id":%q,%s},"request":{"method":"PUT","url":"%s/%s"}}`, typ, id, members, typ, id))
+	}
+	entry("Patient", "src", `"active":true`)
+	entry("Patient", "tgt", `"active":true`)
+	for i := range records {
+		entry("Observation", fmt.Sprintf("o%d", i), `"status":"final","code":{"text":"x"},"subject":{"reference":"Patient/src"}`)
+	}
+	bundle := `{"resourceType":"Bundle","type":"transaction","entry":[` + strings.Join(entries, ",") + `]}`
+	if a := d.do(t, "POST", "/fhir/R4", d.token(t, "app-backend"), bundle); a.StatusCode != 200 {
+		t.Fatalf("%s %s", a.Status, a.body)
+	}
+	interrupted := 0
+	for k := range kills {
+		operation := "merge"
+		if k%2 == 1 {
+			operation = "unmerge"
+		}
+		token, url := d.token(t, "app-backend"), strings.TrimSuffix(d.API, "/v1")+"/fhir/R4/Patient/$"+operation
+		answer := make(chan int, 1)
+		go func() {
+			req, err := http.NewRequestWithContext(context.Background(), "POST", url, strings.NewReader(mergeBody("src", "tgt", "")))
+			if err != nil {
+				return
+			}
+			req.Header.Set("Authorization", "Bearer "+token)
+			req.Header.Set("Content-Type", "application/fhir+json")
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				answer <- 0
+				return
+			}
+			res.Body.Close()
+			answer <- res.StatusCode
+		}()
+		time.Sleep(100*time.Millisecond + rand.N(400*time.Millisecond))
+		_ = d.kill()
+		if status := <-answer; status == 0 {
+			interrupted++
+		}
+		if d, err = launch(dir, "--patients", "1"); err != nil {
+			t.Fatal(err)
+		}
+		c := openChart(t, d)
+		c.opens("o%", "src", "tgt")
+		for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+			a := d.do(t, "POST", "/fhir/R4/Patient/$"+operation, d.token(t, "app-backend"), mergeBody("src", "tgt", ""))
+			if a.StatusCode == 200 || operation == "unmerge" && a.StatusCode == 422 { // done before it was killed
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s was not finished: %s %s", operation, a.Status, a.body)
+			}
+		}
+		owner, other := "tgt", "src"
+		if operation == "unmerge" {
+			owner, other = other, owner
+		}
+		c.opens("o%", "src", "tgt")
+		if n := c.count(`SELECT count(*) FROM record_patient WHERE type = 'Observation' AND patient = $1`, owner); n != records {
+			t.Errorf("%s has %d records after %s", owner, n, operation)
+		}
+		if n := c.count(`SELECT count(*) FROM record_patient WHERE type = 'Observation' AND patient = $1`, other); n != 0 {
+			t.Errorf("%s has %d records after %s", other, n, operation)
+		}
+		if n := c.count(`SELECT count(*) FROM (SELECT subject FROM record WHERE type = 'Observation' AND id LIKE 'o%' UNION SELECT subject FROM record_version
+			WHERE type = 'Observation' AND id LIKE 'o%') s`); n != 1 {
+			t.Errorf("the records are under %d subjects after %s", n, operation)
+		}
+	}
+	if interrupted == 0 {
+		t.Log("every merge was over before the server was killed")
+	}
 }

@@ -119,6 +119,12 @@ type (
 		ConditionalCreate bool          `json:"conditionalCreate"`
 		ConditionalRead   string        `json:"conditionalRead"`
 		SearchParam       []searchParam `json:"searchParam"`
+		Operation         []operation   `json:"operation,omitempty"`
+	}
+	operation struct {
+		Name          string `json:"name"`
+		Definition    string `json:"definition"`
+		Documentation string `json:"documentation"`
 	}
 	searchParam struct {
 		Name          string `json:"name"`
@@ -157,6 +163,7 @@ func (s *Server) newCapability() (document, error) {
 			ConditionalCreate: true,
 			ConditionalRead:   "full-support",
 			SearchParam:       searchParams(t),
+			Operation:         operations(t),
 		})
 	}
 	var uris []extension
@@ -199,6 +206,17 @@ func (s *Server) newCapability() (document, error) {
 		}},
 	})
 	return newDocument(body), err
+}
+
+// operations are the operations on a type.
+func operations(resourceType string) []operation {
+	if resourceType != "Patient" {
+		return nil
+	}
+	return []operation{
+		{"merge", definitionMerge, "source-patient and target-patient by reference, result-patient, preview. A merge of a large chart is answered with 202 and goes on in the background."},
+		{"unmerge", definitionUnmerge, "The parameters of merge. Gives back what the merge of the source into the target moved; the outcome names what stays."},
+	}
 }
 
 // searchParams are the parameters of a type: those that work on every type, and those that phi/fhir matches.

@@ -218,7 +218,7 @@ func (c *call) action() audit.Action {
 	switch c.route.interaction {
 	case "create", "relationship-grant", "erasure-request":
 		return audit.ActionCreate
-	case "update", "erasure-withdraw":
+	case "update", "erasure-withdraw", "patient-merge", "patient-unmerge":
 		return audit.ActionUpdate
 	case "delete", "relationship-end", "patient-shred":
 		return audit.ActionDelete

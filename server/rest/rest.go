@@ -43,6 +43,7 @@ type Config struct {
 	Relationships Relationships // nil: POST and DELETE /v1/relationships answer 501
 	Policy        Policy        // nil: GET /v1/roles answers 501
 	Erasures      *phi.Erasures // nil: /v1/erasures answers 501
+	Merges        *phi.Merges   // nil: Patient/$merge and Patient/$unmerge answer 501
 
 	Issuer Issuer // endpoints that smart-configuration and the capability statement name
 

@@ -65,6 +65,8 @@ func (s *Server) table() []route {
 		{get, f + "/:type", records, "search-type", true, (*call).search},
 		{post, f + "/:type", records, "create", true, (*call).create},
 		{post, f + "/:type/_search", records, "search-type", true, (*call).search},
+		{post, f + "/Patient/$merge", may("patient:merge"), "patient-merge", false, (*call).mergePatients},
+		{post, f + "/Patient/$unmerge", may("patient:merge"), "patient-unmerge", false, (*call).unmergePatients},
 		{get, f + "/:type/:id", records, "read", true, (*call).read},
 		{put, f + "/:type/:id", records, "update", true, (*call).update},
 		{del, f + "/:type/:id", records, "delete", true, (*call).remove},
