@@ -40,17 +40,11 @@ func (h safeHarbor) reduce(r *fhir.Resource) *fhir.Resource {
 		if modified {
 			return nil, false
 		}
-		last := path[strings.LastIndexByte(path, '.')+1:]
 		switch fhirType {
 		case "boolean":
 			return nil, true
-		case "code": // one of FHIR's own, as the validator has seen to, but for these
-			switch last {
-			case "language", "contentType", "payloadMimeType", "payload", "code", "name", "property", "op", "accept", "format",
-				"patchFormat", "targetFormat", "sigFormat", "dayOfWeek", "daysOfWeek":
-				return nil, false
-			}
-			return nil, true
+		case "code":
+			return nil, !anyCode(path[strings.LastIndexByte(path, '.')+1:])
 		case "integer", "positiveInt", "unsignedInt", "decimal":
 			return nil, isMeasure(raw) && !(since.aged && gjson.ParseBytes(raw).Float() >= tooOld)
 		case "date", "dateTime":
@@ -80,6 +74,17 @@ func (h safeHarbor) reduce(r *fhir.Resource) *fhir.Resource {
 		// What is left are backbone elements, whose types are paths.
 		return nil, strings.Contains(fhirType, ".") && !gjson.GetBytes(raw, "modifierExtension").Exists()
 	})
+}
+
+// anyCode reports whether an element of type code, by its name, can hold whatever a client writes there, or says on which day
+// something was. What other elements hold is of a required value set: the validator has seen to it.
+func anyCode(element string) bool {
+	switch element {
+	case "language", "contentType", "payloadMimeType", "payload", "code", "name", "property", "op", "accept", "format", "patchFormat",
+		"targetFormat", "sigFormat", "currency", "dayOfWeek", "daysOfWeek":
+		return true
+	}
+	return strings.HasSuffix(element, "Code") // a choice
 }
 
 // reference keeps a relative reference to a record that is part of the export.

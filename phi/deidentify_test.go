@@ -319,6 +319,25 @@ func planted(t *rapid.T, types map[string][]definition, fhirType string, bound b
 	return object
 }
 
+// TestAnyCode holds the names of the codes without a required value set to FHIR's definitions.
+func TestAnyCode(t *testing.T) {
+	free := 0
+	for name, elements := range definitions(t) {
+		for _, e := range elements {
+			if e.bound || !slices.Contains(e.types, "code") {
+				continue
+			}
+			free++
+			if !anyCode(strings.Replace(e.name, "[x]", "Code", 1)) {
+				t.Errorf("%s.%s holds whatever a client writes there", name, e.name)
+			}
+		}
+	}
+	if free < 100 {
+		t.Errorf("only %d such elements", free)
+	}
+}
+
 // TestDeidentifyPlanted plants identifiers of every kind in every element of any type, of those FHIR defines and those it does not:
 // nothing of them comes out.
 func TestDeidentifyPlanted(t *testing.T) {
