@@ -138,7 +138,7 @@ func (x *index) some(kinds uint32, resourceType string, elements []fhir.Element)
 		case e.Name == "name" && isPerson(resourceType):
 			each(e.Raw, func(name gjson.Result) {
 				m.addName(name)
-				p.add(x, name)
+				p.add(&m, name)
 			})
 		case e.Name == "birthDate" && isPerson(resourceType):
 			date := gjson.ParseBytes(e.Raw).String()
@@ -147,7 +147,7 @@ func (x *index) some(kinds uint32, resourceType string, elements []fhir.Element)
 				m.add(TokenBirthDate, date)
 			}
 			p.year, _ = birthYear(date)
-		case e.Name == "telecom" && class == ClassContact:
+		case e.Name == "telecom" && class == ClassContact && (m.wants(TokenPhone) || m.wants(TokenEmail)):
 			each(e.Raw, func(telecom gjson.Result) {
 				value := telecom.Get("value").String()
 				switch {
@@ -191,15 +191,18 @@ type person struct {
 	year     string
 }
 
-func (p *person) add(x *index, name gjson.Result) {
-	p.families = append(p.families, x.familyTerms(name.Get("family").String())...)
+func (p *person) add(m *minter, name gjson.Result) {
+	if m.wants(TokenSoundYear) {
+		p.sounds = append(p.sounds, soundsOfName(name)...)
+	}
+	if !m.wants(TokenFamilyBirth) && !m.wants(TokenInitialYear) {
+		return
+	}
+	p.families = append(p.families, m.familyTerms(name.Get("family").String())...)
 	for _, given := range name.Get("given").Array() {
 		if initial := initialOf(given.String()); initial != "" {
 			p.initials = append(p.initials, initial)
 		}
-	}
-	if _, ok := x.keys[TokenSoundYear]; ok {
-		p.sounds = append(p.sounds, soundsOfName(name)...)
 	}
 }
 
@@ -233,14 +236,18 @@ type minter struct {
 	tokens       []Token
 }
 
+// wants reports whether tokens of a kind are made: the generation has it, and it was asked for. What they are made of need not be
+// normalised otherwise.
+func (m *minter) wants(kind TokenKind) bool { return m.keys[kind] != nil && m.kinds>>kind&1 != 0 }
+
+// add adds the token of a normalised value; not ok when its kind is not wanted.
 func (m *minter) add(kind TokenKind, value string) bool {
-	key, ok := m.keys[kind]
-	if !ok || m.kinds>>kind&1 == 0 {
+	if !m.wants(kind) {
 		return false
 	}
 	mac := m.macs[kind]
 	if mac == nil {
-		mac = hmac.New(sha256.New, key)
+		mac = hmac.New(sha256.New, m.keys[kind])
 		m.macs[kind] = mac
 	}
 	mac.Reset()
@@ -273,7 +280,7 @@ func (m *minter) addPart(part string, kinds ...TokenKind) {
 		for _, kind := range kinds {
 			switch kind {
 			case TokenNamePrefix, TokenFamilyPrefix, TokenGivenPrefix:
-				if _, ok := m.keys[kind]; !ok || m.kinds>>kind&1 == 0 {
+				if !m.wants(kind) {
 					continue
 				}
 				for _, prefix := range prefixes(word) {

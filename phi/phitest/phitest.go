@@ -399,6 +399,13 @@ func (s *Storage) IndexGenerations(context.Context) ([]phi.IndexGeneration, erro
 	return slices.Clone(s.indexes), nil
 }
 
+// Generation is the index generation under which a record's tokens were minted.
+func (s *Storage) Generation(ref phi.Ref) uint32 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.current(ref).IndexID
+}
+
 func (s *Storage) ChooseNames(_ context.Context, names phi.NameSearch) error {
 	unlock, err := s.read("ChooseNames")
 	defer unlock()
@@ -455,7 +462,7 @@ func (s *Storage) KEKs(context.Context) ([]keyset.WrappedKEK, error) {
 	return slices.Clone(s.keks), err
 }
 
-// useName is which key has uses: a key-encryption key, or a data key or secret.
+// useName is which key has uses: a key-encryption key, or a data key.
 type useName struct {
 	kek     string
 	binding keyset.Binding
@@ -479,7 +486,7 @@ func (s *Storage) AddUses(_ context.Context, uses []keyset.Uses) ([]keyset.Uses,
 	return worn, nil
 }
 
-// Uses returns how often a data key or secret has encrypted, as far as that was stored.
+// Uses returns how often a data key has encrypted, as far as that was stored.
 func (s *Storage) Uses(b keyset.Binding) int64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
