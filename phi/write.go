@@ -505,6 +505,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard
 		if try == keyTries || !errors.Is(err, ErrKey) {
 			break
 		}
+		a.KeysChanged() // it may have been the index generation
 		if e := a.rekey(ctx, active); e != nil {
 			return e
 		}

@@ -32,6 +32,7 @@ type Options struct {
 
 	UniqueIdentifiers []string // systems
 	Names             phi.NameSearch
+	IndexLease        time.Duration
 }
 
 // Open opens a Room; it is closed when the test ends. Events wait for level Process, so that tests do not wait for a
@@ -77,7 +78,7 @@ func Open(t testing.TB, o Options) *Room {
 	})
 	r.Records, err = phi.Open(ctx, phi.Config{
 		Storage: r.Storage, Keys: r.Keys, Access: r.Access, Audit: r.Log, Now: o.Now, Logger: o.Logger, Source: "test",
-		UniqueIdentifiers: o.UniqueIdentifiers, Names: o.Names,
+		UniqueIdentifiers: o.UniqueIdentifiers, Names: o.Names, IndexLease: o.IndexLease,
 		Level: phi.Levels{Disclosure: audit.Process, Other: audit.Process},
 	})
 	must(err)
