@@ -271,7 +271,8 @@ func (k *Keys) NewKey(ctx context.Context, b Binding) (kek string, wrapped []byt
 }
 
 // Secret unwraps 32 secret bytes (an index key) that NewKey made. The caller clears them. Nothing is cached. Errors are
-// as in AEAD. A data key and a secret differ by nothing but their bindings: give secrets subjects or segments of their own.
+// as in AEAD. A data key and a secret differ by nothing but their bindings: give secrets subjects or segments of their own. Who seals
+// with one asks Derived.
 func (k *Keys) Secret(ctx context.Context, kek string, wrapped []byte, b Binding) ([]byte, error) {
 	wrapping, err := k.kek(ctx, kek)
 	if err != nil {

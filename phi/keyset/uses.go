@@ -19,7 +19,7 @@ const (
 // ErrWornOut means that a key has encrypted as often as one may.
 var ErrWornOut = errors.New("keyset: the key has encrypted as often as one may")
 
-// Uses says how often a key has encrypted: a key-encryption key, or when KEK is "" a data key or secret.
+// Uses says how often a key has encrypted: a key-encryption key, or when KEK is "" a data key.
 type Uses struct {
 	KEK     string
 	Binding Binding

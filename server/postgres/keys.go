@@ -80,17 +80,14 @@ func (s *keyStorage) AddUses(ctx context.Context, uses []keyset.Uses) ([]keyset.
 			}
 		}
 		if len(subjects) > 0 {
-			for _, table := range []string{"phi_key", "phi_secret"} {
-				if _, err := tx.Exec(ctx, `UPDATE `+table+` k SET uses = k.uses + u.n
-					FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::bigint[]) AS u (subject, segment, key_id, n)
-					WHERE k.subject = u.subject AND k.segment = u.segment AND k.key_id = u.key_id`, subjects, segments, ids, seals); err != nil {
-					return err
-				}
+			if _, err := tx.Exec(ctx, `UPDATE phi_key k SET uses = k.uses + u.n
+				FROM unnest($1::uuid[], $2::integer[], $3::bigint[], $4::bigint[]) AS u (subject, segment, key_id, n)
+				WHERE k.subject = u.subject AND k.segment = u.segment AND k.key_id = u.key_id`, subjects, segments, ids, seals); err != nil {
+				return err
 			}
 		}
 		rows, err := tx.Query(ctx, `
 			SELECT '', subject, segment, key_id, uses FROM phi_key WHERE uses >= 268435456 AND state = 'active'
-			UNION ALL SELECT '', subject, segment, key_id, uses FROM phi_secret WHERE uses >= 268435456
 			UNION ALL SELECT id, '00000000-0000-0000-0000-000000000000', 0, 0, uses FROM phi_kek WHERE uses >= 268435456 AND active`)
 		if err != nil {
 			return err

@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/phi/keyset"
 )
 
@@ -26,12 +25,8 @@ func TestUses(t *testing.T) {
 		}
 		all = append(all, keyset.Uses{Binding: keyset.Binding{Subject: k.Subject, KeyID: 1}, N: 3})
 	}
-	secret := phi.WrappedKey{Subject: random16(), Segment: 65535, KeyID: 1, KEK: "kek-1", Wrapped: randomBytes(60)}
-	if _, err := records.Secret(ctx, "page", secret); err != nil {
-		t.Fatal(err)
-	}
-	all = append(all, keyset.Uses{Binding: keyset.Binding{Subject: secret.Subject, Segment: 65535, KeyID: 1}, N: 5}, keyset.Uses{KEK: "kek-1", N: 7},
-		keyset.Uses{KEK: "kek-9", N: 1}, keyset.Uses{Binding: keyset.Binding{Subject: random16(), KeyID: 1}, N: 1}) // gone meanwhile
+	all = append(all, keyset.Uses{KEK: "kek-1", N: 7}, keyset.Uses{KEK: "kek-9", N: 1},
+		keyset.Uses{Binding: keyset.Binding{Subject: random16(), KeyID: 1}, N: 1}) // gone meanwhile
 	var wg sync.WaitGroup
 	for i := range 8 {
 		wg.Go(func() {
@@ -57,18 +52,13 @@ func TestUses(t *testing.T) {
 	if n := count(`SELECT count(*) FROM phi_key WHERE uses = 8 * 5 * 3`); n != patients {
 		t.Errorf("%d of %d data keys have their count", n, patients)
 	}
-	if n := count(`SELECT uses FROM phi_secret WHERE name = 'page'`); n != 8*5*5 {
-		t.Errorf("the secret has %d uses", n)
-	}
 	if n := count(`SELECT uses FROM phi_kek`); n != 8*5*7 {
 		t.Errorf("the key-encryption key has %d uses", n)
 	}
 	want := []keyset.Uses{{KEK: "kek-1", N: 8*5*7 + keyset.Worn}}
-	for _, u := range []keyset.Uses{all[0], all[patients]} {
-		want = append(want, keyset.Uses{Binding: u.Binding, N: 8*5*u.N + keyset.Worn})
-	}
+	want = append(want, keyset.Uses{Binding: all[0].Binding, N: 8*5*3 + keyset.Worn})
 	if _, err := keys.AddUses(ctx, []keyset.Uses{
-		{KEK: "kek-1", N: keyset.Worn}, {Binding: all[0].Binding, N: keyset.Worn}, {Binding: all[1].Binding, N: keyset.Worn - 8*5*3 - 1}, {Binding: all[patients].Binding, N: keyset.Worn},
+		{KEK: "kek-1", N: keyset.Worn}, {Binding: all[0].Binding, N: keyset.Worn}, {Binding: all[1].Binding, N: keyset.Worn - 8*5*3 - 1},
 	}); err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,6 @@ SET LOCAL ROLE chartkeep_owner;
 -- One key of a subject's segment seals what is new. uses counts what a key has encrypted (cells, or keys that it wraps), late by a minute
 -- at most: random nonces are good for 2^32 (NIST SP 800-38D, 8.3). Keys that come near it are found without a look at the others.
 ALTER TABLE phi_key ADD COLUMN uses bigint NOT NULL DEFAULT 0 CHECK (uses >= 0);
-ALTER TABLE phi_secret ADD COLUMN uses bigint NOT NULL DEFAULT 0 CHECK (uses >= 0);
 ALTER TABLE phi_kek ADD COLUMN uses bigint NOT NULL DEFAULT 0 CHECK (uses >= 0);
 CREATE INDEX phi_key_worn ON phi_key (uses) WHERE uses >= 268435456;
 CREATE UNIQUE INDEX phi_key_active ON phi_key (subject, segment) WHERE state = 'active';
@@ -39,7 +38,7 @@ BEGIN
   END LOOP;
 END $$;
 
-GRANT UPDATE (uses) ON phi_key, phi_secret, phi_kek TO chartkeep_records;
+GRANT UPDATE (uses) ON phi_key, phi_kek TO chartkeep_records;
 GRANT SELECT, UPDATE ON record, record_version TO chartkeep_keys;
 GRANT SELECT, INSERT, UPDATE, DELETE ON phi_key, phi_kek TO chartkeep_keys;
 GRANT SELECT, INSERT, UPDATE ON phi_secret TO chartkeep_keys;
