@@ -132,7 +132,7 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 		// A page is there before workers have started, or a plan is compiled.
 		p["max_parallel_workers_per_gather"], p["jit"] = "0", "off"
 	}
-	if role == "chartkeep_records" || role == "chartkeep_sweep" {
+	if role == "chartkeep_records" || role == "chartkeep_sweep" || role == "chartkeep_keys" {
 		// Every statement of this pool goes by an index. A plan that was made and kept while a table was still small would scan it
 		// when it has grown, until it is analyzed.
 		p["enable_seqscan"], p["enable_hashjoin"], p["enable_mergejoin"] = "off", "off", "off"
