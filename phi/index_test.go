@@ -97,6 +97,7 @@ const tokenPatient = `{"resourceType":"Patient","identifier":[{"system":"urn:mrn
 func TestTokensGolden(t *testing.T) {
 	for _, g := range []IndexGeneration{
 		{Rules: 1, Names: NamesPrefix}, {Rules: 2, Names: NamesPrefix}, {Rules: 2, Names: NamesExact}, {Rules: 2, Names: NamesCompound},
+		{Rules: 2, Names: NamesCompound + phonetically},
 	} {
 		var got strings.Builder
 		for _, token := range testIndex(g).tokensOf(parse(t, tokenPatient)) {
