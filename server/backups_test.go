@@ -82,7 +82,9 @@ func TestErasedInBackups(t *testing.T) {
 			}
 		}
 	}
-	caller := func() *phi.Caller { return &phi.Caller{Principal: system("test"), RequestID: "backups", Start: time.Now()} }
+	caller := func() *phi.Caller {
+		return &phi.Caller{Principal: system("test"), RequestID: "backups", Start: time.Now()}
+	}
 	read := func(r *rooms, id string) error {
 		_, err := r.records.Read(ctx, caller(), phi.Ref{Type: "Patient", ID: id})
 		return err

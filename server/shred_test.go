@@ -2,10 +2,12 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -182,5 +184,104 @@ func TestShredInstances(t *testing.T) {
 		if _, err := r.records.Read(ctx, caller(), other); err != nil {
 			t.Errorf("instance %d, the other patient: %v", i, err)
 		}
+	}
+}
+
+// TestShredUnderLoad erases a patient who is being read, written and rotated: readers see the record or learn that it is erased, never
+// anything else; what was written is erased with the rest; no key is left or comes back; and the rotation goes on with the others.
+func TestShredUnderLoad(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	c := openChart(t, d)
+	c.patient("erased", "1")
+	c.patient("other", "2")
+	for i := range 60 {
+		c.observation(fmt.Sprintf("e%d", i), "erased", "x")
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	loop := func(once func(i int) bool) {
+		wg.Go(func() {
+			for i := 0; ; i++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if !once(i) {
+					return
+				}
+			}
+		})
+	}
+	for range 2 {
+		loop(func(i int) bool {
+			_, err := c.records.Read(c.ctx, c.caller(), phi.Ref{Type: "Observation", ID: fmt.Sprintf("e%d", i%60)})
+			if err != nil && kindOf(err) != phi.Gone {
+				t.Errorf("reading: %v", err)
+				return false
+			}
+			return true
+		})
+		loop(func(i int) bool {
+			ref := phi.Ref{Type: "Observation", ID: fmt.Sprintf("w%d", i%60)}
+			_, err := c.records.Update(c.ctx, c.caller(), ref, []byte(`{"resourceType":"Observation","id":"`+ref.ID+`","status":"final","code":{"text":"x"},"subject":{"reference":"Patient/erased"}}`), 0)
+			switch kindOf(err) {
+			case phi.Conflict, phi.Gone, phi.Unprocessable:
+			default:
+				if err != nil {
+					t.Errorf("writing: %v", err)
+					return false
+				}
+			}
+			return true
+		})
+	}
+	var rotations int
+	loop(func(int) bool {
+		storage, err := c.db.Rotation(c.ctx, 1)
+		if err != nil {
+			t.Error(err)
+			return false
+		}
+		defer storage.Close()
+		if err := c.records.Rotation(phi.RotationConfig{By: "operator"}).DataKeys(c.ctx, storage, phi.Scope{All: true}); err != nil {
+			t.Errorf("rotating: %v", err)
+			return false
+		}
+		rotations++
+		return true
+	})
+	time.Sleep(500 * time.Millisecond)
+	subject := [16]byte{}
+	if err := c.sql.QueryRow(c.ctx, `SELECT subject FROM record WHERE type = 'Patient' AND id = 'erased'`).Scan(&subject); err != nil {
+		t.Fatal(err)
+	}
+	e, _, err := c.erasures.Request(c.ctx, operating("Ines Diaz"), "erased", "case 1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.erasures.Approve(c.ctx, operating("Sam Amari"), e.ID); err != nil {
+		t.Fatal(err)
+	}
+	done := time.Now()
+	for i := range 60 {
+		if _, err := c.records.Read(c.ctx, c.caller(), phi.Ref{Type: "Observation", ID: fmt.Sprintf("e%d", i)}); kindOf(err) != phi.Gone {
+			t.Errorf("e%d after %v: %v", i, time.Since(done), err)
+		}
+	}
+	time.Sleep(300 * time.Millisecond)
+	close(stop)
+	wg.Wait()
+	if rotations == 0 {
+		t.Error("nothing was rotated meanwhile")
+	}
+	if n := c.count(`SELECT count(*) FROM phi_key WHERE subject = $1`, subject); n != 0 {
+		t.Errorf("%d keys are left", n)
+	}
+	if n := c.count(`SELECT count(*) FROM record r WHERE id LIKE 'w%' AND subject <> $1 OR id LIKE 'w%' AND EXISTS (SELECT FROM record_patient p WHERE p.type = r.type AND p.id = r.id)`, subject); n != 0 {
+		t.Errorf("%d records of the patient's are not erased", n)
+	}
+	if text := c.text(phi.Ref{Type: "Patient", ID: "other"}); !strings.Contains(text, "Merge2") {
+		t.Errorf("the other patient is %s", text)
 	}
 }
