@@ -17,8 +17,9 @@ import (
 
 // figures is the table that bench --audit prints: what was measured beside what it should be.
 type figures struct {
-	w    io.Writer
-	rows int
+	w      io.Writer
+	rows   int
+	missed int
 }
 
 // add prints a figure. met says whether it reaches its target; a figure without one has target "".
@@ -33,6 +34,7 @@ func (f *figures) add(name, measured, target string, met bool) {
 		verdict = ""
 	case !met:
 		verdict = "missed"
+		f.missed++
 	}
 	fmt.Fprintf(f.w, "%-58s %22s  %-28s %s\n", name, measured, target, verdict)
 }

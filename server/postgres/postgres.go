@@ -136,6 +136,9 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 		// Every statement of this pool goes by an index. A plan that was made and kept while a table was still small would scan it
 		// when it has grown, until it is analyzed.
 		p["enable_seqscan"], p["enable_hashjoin"], p["enable_mergejoin"] = "off", "off", "off"
+		// Nor is a look-up planned anew each time, which takes longer than the look-up: PostgreSQL would, since it takes an array of
+		// unknown length for ten elements and so a kept plan for the dearer one.
+		p["plan_cache_mode"] = "force_generic_plan"
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
