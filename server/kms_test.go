@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -60,7 +61,8 @@ type production struct {
 	token  string
 	client *http.Client
 	env    []string
-	args   []string
+	args   []string // but --kms
+	verb   []string // those that verbs beside serve take, too
 	output *safeBuffer
 	cmd    *exec.Cmd
 	exited chan error
@@ -132,11 +134,13 @@ func newProduction(t *testing.T) *production {
 	p.origin = "https://" + addr
 	dsn := cluster.DSN(demoDatabase)
 	_, host, _ := strings.Cut(dsn, "@")
-	p.args = []string{
-		"--database-url", "postgres://chartkeep@" + host, "--database-password-file", filepath.Join(dir, demoPasswordFile), "--journal", filepath.Join(dir, demoJournal),
-		"--checkpoint-key", filepath.Join(dir, demoCheckpoint), "--issuer", issuer, "--audience", audience, "--addr", addr, "--tls-cert", certFile, "--tls-key", keyFile,
-		"--kms", p.vault.URI, "--kms-token-file", p.vault.TokenFile, "--kms-ca-file", p.vault.CAFile,
+	p.verb = []string{
+		"--database-url", "postgres://chartkeep@" + host, "--database-password-file", filepath.Join(dir, demoPasswordFile),
+		"--kms-token-file", p.vault.TokenFile, "--kms-ca-file", p.vault.CAFile,
 	}
+	p.args = append(slices.Clone(p.verb), "--journal", filepath.Join(dir, demoJournal), "--checkpoint-key", filepath.Join(dir, demoCheckpoint),
+		"--issuer", issuer, "--audience", audience, "--addr", addr, "--tls-cert", certFile, "--tls-key", keyFile)
+	p.verb = append(p.verb, "--journal", filepath.Join(dir, "journal-of-verbs"))
 	return p
 }
 
@@ -156,10 +160,18 @@ func outsideAddress(t testing.TB) net.IP {
 	return nil
 }
 
+// roots are --kms settings.
+func roots(uris ...string) (args []string) {
+	for _, uri := range uris {
+		args = append(args, "--kms", uri)
+	}
+	return args
+}
+
 // start runs the program until it is ready or has ended; the error is how it ended.
-func (p *production) start(t *testing.T, program string, args ...string) error {
+func (p *production) start(t *testing.T, program []string, kms ...string) error {
 	t.Helper()
-	p.cmd = exec.Command(program, append(args, p.args...)...)
+	p.cmd = exec.Command(program[0], slices.Concat(program[1:], p.args, roots(kms...))...)
 	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = p.env, p.output, p.output
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -177,7 +189,7 @@ func (p *production) start(t *testing.T, program string, args ...string) error {
 			return nil
 		}
 	}
-	t.Fatalf("%s was not ready in time\n%s", program, p.output)
+	t.Fatalf("%s was not ready in time\n%s", program[0], p.output)
 	return nil
 }
 
@@ -236,18 +248,19 @@ func (p *production) within(t *testing.T, d time.Duration, path string, want int
 }
 
 // TestServe is a deployment's happy path, and what a KMS that goes away does to it: nothing for a while, then nothing is
-// disclosed, then all is well again without a restart.
+// disclosed, then all is well again without a restart. At last a new epoch begins under its load.
 func TestServe(t *testing.T) {
 	p := newProduction(t)
+	serve := []string{"chartkeep", "serve"}
 	p.vault.Fail(kmstest.Denied, -1)
-	if err := p.start(t, "chartkeep", "serve"); err == nil {
+	if err := p.start(t, serve, p.vault.URI); err == nil {
 		t.Fatal("serve started without its KMS")
 	}
 	if said := p.output.String(); !strings.Contains(said, p.vault.URI) || !strings.Contains(said, "policy") {
 		t.Errorf("serve does not say which root denies and what to do:\n%s", said)
 	}
 	p.vault.Fail(kmstest.None, 0)
-	if err := p.start(t, "chartkeep", "serve"); err != nil {
+	if err := p.start(t, serve, p.vault.URI); err != nil {
 		t.Fatalf("serve: %v\n%s", err, p.output)
 	}
 	const family = "Quillfeather"
@@ -262,7 +275,7 @@ func TestServe(t *testing.T) {
 	}
 	p.stop(t)
 
-	if err := p.start(t, "impatient"); err != nil {
+	if err := p.start(t, []string{"impatient"}, p.vault.URI); err != nil {
 		t.Fatalf("again: %v\n%s", err, p.output)
 	}
 	if body := p.within(t, time.Second, patient, http.StatusOK); !strings.Contains(body, family) {
@@ -304,11 +317,57 @@ func TestServe(t *testing.T) {
 	}
 	p.within(t, time.Second, "/readyz", http.StatusOK)
 	p.stop(t)
+	p.epoch(t, serve, patient, family)
 	token, err := os.ReadFile(p.vault.TokenFile)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if said := p.output.String(); strings.Contains(said, family) || strings.Contains(said, string(bytes.TrimSpace(token))) || !strings.Contains(said, "not refreshed") {
 		t.Errorf("the log holds PHI or a token, or says nothing of the KMS:\n%s", said)
+	}
+}
+
+// epoch begins a new epoch under another KMS key while the server runs, and destroys the old KMS key.
+func (p *production) epoch(t *testing.T, serve []string, patient, family string) {
+	t.Helper()
+	last, next := p.vault.URI, p.vault.Other
+	if err := p.start(t, serve, next, last); err != nil {
+		t.Fatalf("serve with both KMS keys: %v\n%s", err, p.output)
+	}
+	rewrapped := make(chan error, 1)
+	go func() {
+		verb := exec.Command("chartkeep", slices.Concat([]string{"keys", "rewrap"}, p.verb, roots(next, last))...)
+		verb.Env, verb.Stdout, verb.Stderr = p.env, p.output, p.output
+		rewrapped <- verb.Run()
+	}()
+	for done := false; !done; time.Sleep(20 * time.Millisecond) {
+		select {
+		case err := <-rewrapped:
+			if err != nil {
+				t.Fatalf("keys rewrap: %v\n%s", err, p.output)
+			}
+			done = true
+		default:
+		}
+		if status, body := p.get(t, patient); status != http.StatusOK || !strings.Contains(body, family) {
+			t.Fatalf("while keys are wrapped anew a read is answered %d: %s\n%s", status, body, p.output)
+		}
+	}
+	p.vault.Set("app", kmstest.Deleting)
+	if status, body := p.send(t, http.MethodPost, "/fhir/R4/Patient", `{"resourceType":"Patient"}`); status != http.StatusCreated {
+		t.Errorf("in the new epoch a write is answered %d: %s", status, body)
+	}
+	p.stop(t)
+	if err := p.start(t, serve, next); err != nil {
+		t.Fatalf("serve with the new KMS key only: %v\n%s", err, p.output)
+	}
+	if body := p.within(t, time.Second, patient, http.StatusOK); !strings.Contains(body, family) {
+		t.Errorf("in the new epoch the record is %s", body)
+	}
+	p.stop(t)
+	if err := p.start(t, serve, last); err == nil {
+		t.Error("serve started with a KMS key that wraps nothing")
+	} else if said := p.output.String(); !strings.Contains(said, "none of those that may be asked") {
+		t.Errorf("serve does not say that --kms is another's:\n%s", said)
 	}
 }
