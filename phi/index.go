@@ -95,16 +95,24 @@ func cut(s string, n int) string {
 
 // prefixes are the indexed prefixes of a normalised name, ascending.
 func prefixes(name string) []string {
-	var cuts []string
-	for _, n := range prefixLengths() {
+	lengths := prefixLengths()
+	return cuts(name, lengths[:])
+}
+
+// compoundPrefixes are those that compounds hold: with a birth date, few letters are enough.
+func compoundPrefixes(name string) []string { return cuts(name, []int{2, 4}) }
+
+func cuts(name string, lengths []int) []string {
+	var all []string
+	for _, n := range lengths {
 		if n > len(name) {
 			break
 		}
-		if prefix := cut(name, n); prefix != "" && (len(cuts) == 0 || cuts[len(cuts)-1] != prefix) {
-			cuts = append(cuts, prefix)
+		if prefix := cut(name, n); prefix != "" && (len(all) == 0 || all[len(all)-1] != prefix) {
+			all = append(all, prefix)
 		}
 	}
-	return cuts
+	return all
 }
 
 // tokens returns the tokens of a record's elements, sorted, without duplicates: of identifier and telecom in every type, of
@@ -209,7 +217,7 @@ func (p *person) add(m *minter, name gjson.Result) {
 // familyTerms are a family name as compounds hold it: cut where prefixes are indexed, else whole and by word.
 func (x *index) familyTerms(family string) []string {
 	if _, ok := x.keys[TokenFamilyPrefix]; ok {
-		return prefixes(normalizeName(family))
+		return compoundPrefixes(normalizeName(family))
 	}
 	return nameWords(family)
 }
@@ -218,7 +226,7 @@ func (x *index) familyTerms(family string) []string {
 func (x *index) familyTerm(search string) string {
 	name := normalizeName(search)
 	if _, ok := x.keys[TokenFamilyPrefix]; ok {
-		cuts := prefixes(name)
+		cuts := compoundPrefixes(name)
 		if len(cuts) == 0 {
 			return ""
 		}

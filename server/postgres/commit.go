@@ -52,6 +52,14 @@ func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards [
 	return nil
 }
 
+// guardSQL finds a record that stands against a guard: its type, the number, kind and value of each alternative, how many conjuncts
+// there are, and what is excepted.
+const guardSQL = `SELECT f.id FROM (SELECT t.id FROM unnest($2::integer[], $3::smallint[], $4::bytea[]) w(n, kind, token)
+		JOIN index_token t USING (kind, token) WHERE t.type = $1 GROUP BY t.id HAVING count(DISTINCT w.n) = $5) f
+	JOIN record r ON r.type = $1 AND r.id = f.id
+	WHERE NOT EXISTS (SELECT FROM unnest($6::text[], $7::bigint[]) e(id, version) WHERE e.id = r.id AND e.version IN (0, r.version))
+	LIMIT 1`
+
 // queueGuards locks each guard's tokens, then looks for a current record that carries one of each of its alternatives. The lock
 // is held to the end of the transaction, so of two equal guards the second sees what the first wrote.
 func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
@@ -82,11 +90,7 @@ func queueGuards(batch *pgx.Batch, guards []phi.Guard, conflict *error) {
 		for id, version := range g.Except {
 			ids, versions = append(ids, id), append(versions, version)
 		}
-		batch.Queue(`SELECT f.id FROM (SELECT t.id FROM unnest($2::integer[], $3::smallint[], $4::bytea[]) w(n, kind, token)
-				JOIN index_token t USING (kind, token) WHERE t.type = $1 GROUP BY t.id HAVING count(DISTINCT w.n) = $5) f
-			JOIN record r ON r.type = $1 AND r.id = f.id
-			WHERE NOT EXISTS (SELECT FROM unnest($6::text[], $7::bigint[]) e(id, version) WHERE e.id = r.id AND e.version IN (0, r.version))
-			LIMIT 1`, g.Type, of, kinds, values, len(g.Tokens), ids, versions).
+		batch.Queue(guardSQL, g.Type, of, kinds, values, len(g.Tokens), ids, versions).
 			QueryRow(func(row pgx.Row) error {
 				var id string
 				err := row.Scan(&id)

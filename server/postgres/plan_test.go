@@ -60,11 +60,14 @@ func TestPlans(t *testing.T) {
 			"FetchMany":    explain(t, conn, records.statements[0].many, []string{"Patient", "Observation"}, []string{"id-20", "id-21"}),
 			"Related": explain(t, conn, `SELECT source FROM treatment WHERE practitioner = $1 AND patient = ANY ($2) ORDER BY source LIMIT 1`,
 				"dr-1", []string{"p-1", "p-2"}),
+			"Commit, a guard": explain(t, conn, guardSQL, "Patient", []int32{0, 0}, []int16{1, 1}, [][]byte{token.Value[:], make([]byte, 16)}, 1,
+				[]string{"id-20"}, []int64{0}),
 		}
 		for what, sel := range map[string]phi.Selection{
 			"by patient":                    {Patients: []string{"p-7"}},
 			"by token":                      {Tokens: [][]phi.Token{{token}}},
 			"by token for a practitioner":   {Tokens: [][]phi.Token{{token}}, Practitioner: "dr-1"},
+			"by tokens of two generations":  {Tokens: [][]phi.Token{{token, {Kind: 1, Value: random16()}}, {token, {Kind: 6, Value: random16()}}}},
 			"by id":                         {IDs: []string{"id-20", "id-40"}},
 			"by patient for a practitioner": {Patients: []string{"p-7"}, Practitioner: "dr-1"},
 			"everything of one's own":       {Patient: "p-7"},
