@@ -77,6 +77,10 @@ type ErasureStorage interface {
 	// Erasures returns all requests, newest first. Erasure returns one; ErrNotFound.
 	Erasures(ctx context.Context) ([]*Erasure, error)
 	Erasure(ctx context.Context, id UUID) (*Erasure, error)
+	// UntoldErasures returns those executed before a time of which it is not known that the trail has the outcome; ToldErasure says
+	// that it has.
+	UntoldErasures(ctx context.Context, before time.Time) ([]*Erasure, error)
+	ToldErasure(ctx context.Context, id UUID) error
 	// WithdrawErasure ends a request. ErrNotFound, ErrErasureDecided.
 	WithdrawErasure(ctx context.Context, id UUID, by string) error
 	// Erase executes a request in one transaction: it waits for writers that hold the subject's data keys, refuses while a
@@ -229,24 +233,57 @@ func (x *Erasures) Approve(ctx context.Context, who Officer, id UUID) (*Certific
 			}
 			return x.sign(text)
 		}))
-	})
+	}, func() { x.told(ctx, id) })
 	if err != nil {
 		return nil, err
 	}
 	return &made, nil
 }
 
+// told notes that the trail has an erasure's outcome. When that fails, Tell tells it once more.
+func (x *Erasures) told(ctx context.Context, id UUID) {
+	if err := x.storage.ToldErasure(context.WithoutCancel(ctx), id); err != nil {
+		x.records.logger.Warn("erasures: not noted that the outcome is recorded", "err", err)
+	}
+}
+
+// Tell records the outcome of erasures that were executed by a process that died before it could, and returns how many those were.
+func (x *Erasures) Tell(ctx context.Context) (n int, err error) {
+	list, err := x.storage.UntoldErasures(ctx, x.records.now().Add(-tellAfter))
+	if err != nil {
+		return 0, unavailable(err)
+	}
+	for _, e := range list {
+		done := &audit.Event{
+			Type: audit.TypePolicy, Interaction: "patient-shred", Action: audit.ActionDelete, Agent: audit.Agent{User: e.DecidedBy, Client: "chartkeep"},
+			Patient: e.Patient, Entities: []audit.Entity{{Type: "Erasure", ID: e.ID.String()}}, Decision: audit.Decision{Allowed: true},
+		}
+		if c, err := ReadCertificate(e.Certificate); err == nil && len(c.Events) == 2 {
+			done.Correlation, _ = audit.ParseID(c.Events[1])
+		}
+		if _, err := x.records.log.Record(ctx, x.level, done); err != nil {
+			return n, unavailable(err)
+		}
+		x.told(ctx, e.ID)
+		n++
+	}
+	return n, nil
+}
+
+// tellAfter is how long whoever executed an erasure has to record its outcome.
+const tellAfter = time.Minute
+
 // decide is administer for a request that is there.
-func (x *Erasures) decide(ctx context.Context, who Officer, interaction string, action audit.Action, id UUID, do func(*Erasure, audit.ID) *Error) error {
+func (x *Erasures) decide(ctx context.Context, who Officer, interaction string, action audit.Action, id UUID, do func(*Erasure, audit.ID) *Error, then ...func()) error {
 	e, err := x.storage.Erasure(ctx, id)
 	if err != nil {
 		return x.administer(ctx, who, interaction, action, &Erasure{ID: id}, func(audit.ID) *Error { return erasureFault(err) })
 	}
-	return x.administer(ctx, who, interaction, action, e, func(intent audit.ID) *Error { return do(e, intent) })
+	return x.administer(ctx, who, interaction, action, e, func(intent audit.ID) *Error { return do(e, intent) }, then...)
 }
 
-// administer does something between an event of the intent and one of the outcome.
-func (x *Erasures) administer(ctx context.Context, who Officer, interaction string, action audit.Action, about *Erasure, do func(intent audit.ID) *Error) error {
+// administer does something between an event of the intent and one of the outcome; then is done when that is durable, too.
+func (x *Erasures) administer(ctx context.Context, who Officer, interaction string, action audit.Action, about *Erasure, do func(intent audit.ID) *Error, then ...func()) error {
 	event := func(outcome audit.Outcome) *audit.Event {
 		e := &audit.Event{
 			Type: audit.TypePolicy, Interaction: interaction, Action: action, Outcome: outcome, Agent: who.Agent, RequestID: who.RequestID, Decision: who.Decision,
@@ -275,11 +312,16 @@ func (x *Erasures) administer(ctx context.Context, who Officer, interaction stri
 		}
 	}
 	// What happened has happened: an answer that denied it would be wrong, and the intent is durable.
-	if _, err := x.records.log.Record(context.WithoutCancel(ctx), x.level, done); err != nil && fault == nil {
-		x.records.logger.Error("erasures: outcome not recorded", "request_id", who.RequestID, "err", err)
-	}
-	if fault != nil {
+	_, err := x.records.log.Record(context.WithoutCancel(ctx), x.level, done)
+	switch {
+	case fault != nil:
 		return fault
+	case err != nil:
+		x.records.logger.Error("erasures: outcome not recorded", "request_id", who.RequestID, "err", err)
+	default:
+		for _, f := range then {
+			f()
+		}
 	}
 	return nil
 }

@@ -77,10 +77,12 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r.start(background, "audit shipper", r.log.Run)
 	r.start(background, "access", r.access.Run)
 	r.start(background, "keys", r.keys.Run)
-	r.start(background, "key listener", func(ctx context.Context) error { return r.db.ListenKeys(ctx, r.keys.Wake) })
+	r.start(background, "key listener", func(ctx context.Context) error {
+		return r.db.ListenKeys(ctx, func() { r.keys.Wake(); r.records.KeysChanged() })
+	})
 	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
 	r.start(background, "record sweep", r.sweeper.run)
-	r.start(background, "merges", r.resumeMerges)
+	r.start(background, "erasures and merges", r.resume)
 	if r.sequencer != nil {
 		r.start(background, "audit sequencer", r.sequencer.Run)
 		r.start(background, "audit patrol", r.patrol.Run)

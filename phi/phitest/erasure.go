@@ -135,6 +135,27 @@ func (s *Storage) request(id phi.UUID) (*phi.Erasure, error) {
 	return s.requests[i], nil
 }
 
+func (s *Storage) UntoldErasures(_ context.Context, before time.Time) (list []*phi.Erasure, err error) {
+	unlock, err := s.read("UntoldErasures")
+	defer unlock()
+	for _, e := range s.requests {
+		if e.State == phi.ErasureExecuted && !s.told[e.ID] && e.DecidedAt.Before(before) {
+			c := *e
+			list = append(list, &c)
+		}
+	}
+	return list, err
+}
+
+func (s *Storage) ToldErasure(_ context.Context, id phi.UUID) error {
+	unlock, err := s.read("ToldErasure")
+	defer unlock()
+	if err == nil {
+		s.told[id] = true
+	}
+	return err
+}
+
 func (s *Storage) WithdrawErasure(_ context.Context, id phi.UUID, by string) error {
 	unlock, err := s.read("WithdrawErasure")
 	defer unlock()

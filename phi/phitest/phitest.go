@@ -27,6 +27,7 @@ type Storage struct {
 	keks     []keyset.WrappedKEK
 	requests []*phi.Erasure
 	erased   map[phi.UUID]bool
+	told     map[phi.UUID]bool
 	holds    []Hold
 	indexes  []phi.IndexGeneration
 	uses     map[useName]int64
@@ -60,6 +61,7 @@ func NewStorage() *Storage {
 		secrets:  map[string]phi.WrappedKey{},
 		imported: map[[16]byte]bool{},
 		erased:   map[phi.UUID]bool{},
+		told:     map[phi.UUID]bool{},
 		uses:     map[useName]int64{},
 		turning:  map[keyset.Binding]phi.KeyState{},
 		renewed:  map[keyset.Binding]int64{},

@@ -101,6 +101,27 @@ func (s *erasureStorage) RequestErasure(ctx context.Context, e *phi.Erasure) err
 	}))
 }
 
+// UntoldErasures implements phi.ErasureStorage.
+func (s *erasureStorage) UntoldErasures(ctx context.Context, before time.Time) (list []*phi.Erasure, err error) {
+	err = s.transact(ctx, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT `+erasureColumns+` FROM phi_erasure WHERE state = 'executed' AND NOT told AND decided_at < $1`, before)
+		if err != nil {
+			return err
+		}
+		list, err = pgx.CollectRows(rows, scanErasure)
+		return err
+	})
+	return list, erasureError("listing erasures", err)
+}
+
+// ToldErasure implements phi.ErasureStorage.
+func (s *erasureStorage) ToldErasure(ctx context.Context, id phi.UUID) error {
+	return erasureError("noting an erasure's outcome", s.transact(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE phi_erasure SET told = true WHERE id = $1`, [16]byte(id))
+		return err
+	}))
+}
+
 // WithdrawErasure implements phi.ErasureStorage.
 func (s *erasureStorage) WithdrawErasure(ctx context.Context, id phi.UUID, by string) error {
 	return erasureError("withdrawing erasure", s.transact(ctx, func(tx pgx.Tx) error {

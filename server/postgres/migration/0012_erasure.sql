@@ -14,6 +14,7 @@ CREATE TABLE phi_erasure (
   decided_by    text        CHECK (btrim(decided_by) <> ''),
   decided_at    timestamptz,
   certificate   bytea,
+  told          boolean     NOT NULL DEFAULT false, -- the audit trail has the outcome
   CHECK ((state = 'requested') = (decided_by IS NULL) AND (decided_by IS NULL) = (decided_at IS NULL)),
   CHECK ((state = 'executed') = (certificate IS NOT NULL)),
   CONSTRAINT two_persons CHECK (state <> 'executed' OR lower(btrim(decided_by)) <> lower(btrim(requested_by)))
@@ -23,7 +24,8 @@ CREATE FUNCTION phi_erasure_ends_once() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE EXCEPTION 'the request is decided' USING ERRCODE = 'CKP11';
 END $$;
-CREATE TRIGGER phi_erasure_ends_once BEFORE UPDATE ON phi_erasure FOR EACH ROW WHEN (OLD.state <> 'requested')
+CREATE TRIGGER phi_erasure_ends_once BEFORE UPDATE ON phi_erasure FOR EACH ROW WHEN (OLD.state <> 'requested'
+    AND (OLD.state, OLD.decided_by, OLD.decided_at, OLD.certificate) IS DISTINCT FROM (NEW.state, NEW.decided_by, NEW.decided_at, NEW.certificate))
   EXECUTE FUNCTION phi_erasure_ends_once();
 
 -- Subjects whose data keys were destroyed. Their rows stay, as noise; no key comes back to them. No foreign key: this table is restored
@@ -81,7 +83,7 @@ GRANT UPDATE (state, source_subject, ended_at) ON phi_merge TO chartkeep_keys;
 GRANT DELETE ON phi_merge_row TO chartkeep_keys;
 GRANT INSERT ON treatment TO chartkeep_keys;
 GRANT SELECT, INSERT ON phi_erased, phi_erasure TO chartkeep_keys;
-GRANT UPDATE (state, decided_by, decided_at, certificate) ON phi_erasure TO chartkeep_keys;
+GRANT UPDATE (state, decided_by, decided_at, certificate, told) ON phi_erasure TO chartkeep_keys;
 GRANT DELETE ON index_token, record_patient TO chartkeep_keys;
 GRANT SELECT, DELETE ON treatment TO chartkeep_keys;
 GRANT SELECT, UPDATE ON authz_epoch TO chartkeep_keys;
