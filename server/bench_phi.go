@@ -41,6 +41,9 @@ func (v *benchVerb) phi(ctx context.Context, t terminal, b *bench) error {
 	if err := f.pgcrypto(ctx, s, b, patients); err != nil {
 		return err
 	}
+	if err := f.rotation(ctx, v, t, b); err != nil {
+		return err
+	}
 	if err := f.lookups(ctx, b); err != nil {
 		return err
 	}
