@@ -328,7 +328,7 @@ func (a *attempt) commitChunks(ctx context.Context, changes []*change, links *li
 			return e
 		}
 		for _, c := range ordered[:n] {
-			c.resource, c.plain, c.write.Cells = nil, [NumClasses][]byte{}, [NumClasses][]byte{}
+			c.forget()
 		}
 		ordered = ordered[n:]
 	}

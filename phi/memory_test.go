@@ -77,3 +77,24 @@ func TestAppendMeta(t *testing.T) {
 		}
 	}
 }
+
+// What was sealed is cleared once the caller was shown what may be seen of it, also the classes that may not.
+func TestWrittenIsForgotten(t *testing.T) {
+	r := parse(t, `{"resourceType":"Patient","name":[{"family":"Lindqvist"}],"birthDate":"1970-02-03"}`)
+	c := &change{ref: Ref{"Patient", "1"}, resource: r, plain: split(r), view: view{classes: 1 << ClassName}}
+	c.write.Ref, c.write.Version = c.ref, 1
+	kept := c.plain
+	a := attempt{Records: &Records{}, caller: &Caller{}, start: time.Now()}
+	w, e := a.written(t.Context(), c)
+	if e != nil {
+		t.Fatal(e)
+	}
+	if text := w.JSON.Reveal(); !bytes.Contains(text, []byte("Lindqvist")) || bytes.Contains(text, []byte("1970")) {
+		t.Errorf("shown %s", text)
+	}
+	for class, content := range kept {
+		if len(bytes.Trim(content, "\x00")) > 0 {
+			t.Errorf("%s is left: %q", Class(class), content)
+		}
+	}
+}

@@ -428,7 +428,7 @@ func TestFIPS(t *testing.T) {
 	if fips140.Enabled() || testing.Short() {
 		t.Skip("in FIPS mode already, or in a hurry")
 	}
-	cmd := exec.Command(os.Args[0], "-test.skip=^Test(FIPS|Tink)", "-test.timeout=5m")
+	cmd := exec.Command(os.Args[0], "-test.short", "-test.skip=^Test(FIPS|Tink)", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), "GODEBUG=fips140=only")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("with fips140=only: %v\n%s", err, out)

@@ -658,16 +658,26 @@ func (a *attempt) written(ctx context.Context, c *change) (*Written, *Error) {
 		return &Written{Resource: &Resource{Ref: c.ref, Version: s.Version, Updated: s.Updated, Method: s.Method, Deleted: true}}, nil
 	}
 	a.view = c.view
+	defer c.forget()
+	var shown [NumClasses][]byte
 	for class := range Class(NumClasses) {
-		if !a.view.classes.Has(class) {
-			c.plain[class] = nil
+		if a.view.classes.Has(class) {
+			shown[class] = c.plain[class]
 		}
 	}
-	elements, err := join(&c.plain, nil)
+	elements, err := join(&shown, nil)
 	if err != nil {
 		return nil, a.broken(ctx, s, err)
 	}
 	return &Written{Resource: a.render(s, elements), Created: c.current == nil || c.current.Deleted()}, nil
+}
+
+// forget clears what was sealed, when it is stored and whoever may see it has been shown it.
+func (c *change) forget() {
+	for class := range c.plain {
+		clear(c.plain[class])
+	}
+	c.resource, c.plain, c.write.Cells = nil, [NumClasses][]byte{}, [NumClasses][]byte{}
 }
 
 // showExisting opens the record that a conditional create matched, under a read event of its own. To a caller who may

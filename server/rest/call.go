@@ -66,6 +66,7 @@ func (s *Server) handle(fc *fiber.Ctx, r *route) error {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	c.ctx = ctx
+	defer func() { clear(fc.Request().Body()) }() // fasthttp keeps the buffer for the next request; what came in is sealed or refused
 	defer c.survive()
 	c.identify()
 	if err := c.guarded(); err != nil {
