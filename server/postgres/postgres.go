@@ -139,6 +139,8 @@ func openPool(ctx context.Context, dsn, role string, conns int32, timeout time.D
 		// Nor is a look-up planned anew each time, which takes longer than the look-up: PostgreSQL would, since it takes an array of
 		// unknown length for ten elements and so a kept plan for the dearer one.
 		p["plan_cache_mode"] = "force_generic_plan"
+		// A scan that must be all the same looks so dear that it would be compiled, for half a second.
+		p["jit"] = "off"
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
