@@ -17,7 +17,7 @@ const tooOld = 90
 type years struct {
 	of    *fhir.Resource
 	now   int  // the current year
-	first int  // the earliest year that the resource shows; 0 before it was looked for
+	first int  // the earliest year that the resource shows, -1 when it shows none; 0 before it was looked for
 	aged  bool // the resource is about somebody's age, so its numbers may be ages whatever their unit
 }
 
@@ -46,17 +46,17 @@ func yearIn(raw []byte) (int, bool) {
 	return year, true
 }
 
-// earliest is the earliest year that the resource shows, the current one when there is none.
+// earliest is the earliest year that the resource shows; -1 when it shows none.
 func (y *years) earliest() int {
 	if y.first != 0 {
 		return y.first
 	}
-	y.first = y.now
+	y.first = -1
 	y.of.Walk(func(_, fhirType string, raw []byte) ([]byte, bool) {
 		switch fhirType {
 		case "date", "dateTime", "instant":
-			if year, ok := yearIn(raw); ok && y.now-year < tooOld { // an earlier one is not shown
-				y.first = min(y.first, year)
+			if year, ok := yearIn(raw); ok && y.now-year < tooOld && (y.first < 0 || year < y.first) { // one before is not shown
+				y.first = year
 			}
 		}
 		return nil, true
@@ -64,8 +64,14 @@ func (y *years) earliest() int {
 	return y.first
 }
 
+// young reports whether an age tells of nobody who is too old today: counted from the earliest year that the resource shows. In
+// one that shows none it could be joined to a year elsewhere in the export; below a year it makes no difference.
+func (y *years) young(age float64) bool {
+	return age < 1 || age < tooOld && y.earliest() >= 0 && float64(y.now-y.earliest())+age < tooOld
+}
+
 // quantity keeps of a quantity number, comparator and UCUM unit. An age of 90 years and more becomes the category of all of
-// them, ">= 90 a"; one that, counted from the earliest year that the resource shows, would make somebody that old today goes.
+// them, ">= 90 a"; one that is not young goes.
 func (y *years) quantity(fhirType string, raw []byte) ([]byte, bool) {
 	q := gjson.ParseBytes(raw)
 	value := q.Get("value")
@@ -76,10 +82,8 @@ func (y *years) quantity(fhirType string, raw []byte) ([]byte, bool) {
 	switch {
 	case isAge && age >= tooOld:
 		return []byte(`{"value":90,"comparator":">=","system":"` + ucum + `","code":"a"}`), true
-	case isAge && float64(y.now-y.earliest())+age >= tooOld:
+	case isAge && !y.young(age), !isAge && (fhirType == "Age" || y.aged) && !y.young(value.Float()): // years, for all one knows
 		return nil, false
-	case !isAge && (fhirType == "Age" || y.aged) && value.Float() >= tooOld:
-		return nil, false // in what unit, nobody knows
 	}
 	unit := ""
 	if q.Get("system").String() == ucum {

@@ -46,7 +46,7 @@ func (h safeHarbor) reduce(r *fhir.Resource) *fhir.Resource {
 		case "code":
 			return nil, !anyCode(path[strings.LastIndexByte(path, '.')+1:])
 		case "integer", "positiveInt", "unsignedInt", "decimal":
-			return nil, isMeasure(raw) && !(since.aged && gjson.ParseBytes(raw).Float() >= tooOld)
+			return nil, isMeasure(raw) && (!since.aged || since.young(gjson.ParseBytes(raw).Float()))
 		case "date", "dateTime":
 			return since.year(raw)
 		case "CodeableConcept", "Period", "Range", "Ratio", "Timing", "Dosage", "SampledData":

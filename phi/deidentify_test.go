@@ -89,8 +89,13 @@ func TestDeidentify(t *testing.T) {
 		},
 		{
 			"ages of 90 and more are one category",
-			`{"resourceType":"Condition","subject":{"reference":"Group/leaky"},"onsetAge":{"value":90,"unit":"leaky","system":"http://unitsofmeasure.org","code":"a"},"abatementAge":{"value":89,"system":"http://unitsofmeasure.org","code":"a"}}`,
-			`{"resourceType":"Condition","onsetAge":{"value":90,"comparator":">=","system":"http://unitsofmeasure.org","code":"a"},"abatementAge":{"value":89,"system":"http://unitsofmeasure.org","code":"a"}}`,
+			`{"resourceType":"Condition","subject":{"reference":"Group/leaky"},"onsetAge":{"value":90,"unit":"leaky","system":"http://unitsofmeasure.org","code":"a"},"abatementAge":{"value":89,"system":"http://unitsofmeasure.org","code":"a"},"recordedDate":"2026-01-02"}`,
+			`{"resourceType":"Condition","onsetAge":{"value":90,"comparator":">=","system":"http://unitsofmeasure.org","code":"a"},"abatementAge":{"value":89,"system":"http://unitsofmeasure.org","code":"a"},"recordedDate":"2026"}`,
+		},
+		{
+			"an age without a year, which another record may have",
+			`{"resourceType":"Condition","encounter":{"reference":"Encounter/leaky"},"onsetAge":{"value":30,"system":"http://unitsofmeasure.org","code":"a"},"abatementRange":{"low":{"value":11,"system":"http://unitsofmeasure.org","code":"mo"}}}`,
+			`{"resourceType":"Condition","encounter":{"reference":"Encounter/` + (&export{}).pseudonym(Ref{"Encounter", "leaky"}) + `"},"abatementRange":{"low":{"value":11,"system":"http://unitsofmeasure.org","code":"mo"}}}`,
 		},
 		{
 			"in whatever unit",
@@ -109,8 +114,8 @@ func TestDeidentify(t *testing.T) {
 		},
 		{
 			"an age that is a mere number",
-			`{"resourceType":"Observation","status":"final","code":{"coding":[{"system":"http://loinc.org","code":"30525-0"}]},"valueInteger":93,"component":[{"valueQuantity":{"value":93}},{"valueQuantity":{"value":12}}]}`,
-			`{"resourceType":"Observation","status":"final","code":{"coding":[{"system":"http://loinc.org","code":"30525-0"}]},"component":[{"valueQuantity":{"value":12}}]}`,
+			`{"resourceType":"Observation","status":"final","code":{"coding":[{"system":"http://loinc.org","code":"30525-0"}]},"effectiveDateTime":"2020-01-02","valueInteger":93,"component":[{"valueQuantity":{"value":84}},{"valueQuantity":{"value":83}}]}`,
+			`{"resourceType":"Observation","status":"final","code":{"coding":[{"system":"http://loinc.org","code":"30525-0"}]},"effectiveDateTime":"2020","component":[{"valueQuantity":{"value":83}}]}`,
 		},
 		{
 			"what happened 90 years ago happened to somebody older than 89",
