@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -547,9 +548,15 @@ func (v *views) statements() {
 			if err != nil {
 				v.Fatal(err)
 			}
-			if res := v.d.do(v, "GET", "/fhir/R4"+path, v.tokens[c.persona], ""); res.StatusCode != http.StatusOK {
-				v.Fatalf("%s %s: %s", c.persona, path, res.Status)
+			var readers sync.WaitGroup
+			for range 8 { // reads that meet are asked for together
+				readers.Go(func() {
+					if res := v.d.do(v, "GET", "/fhir/R4"+path, v.tokens[c.persona], ""); res.StatusCode != http.StatusOK {
+						v.Errorf("%s %s: %s", c.persona, path, res.Status)
+					}
+				})
 			}
+			readers.Wait()
 			after, err := os.ReadFile(log)
 			if err != nil {
 				v.Fatal(err)
