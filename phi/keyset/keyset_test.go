@@ -63,7 +63,10 @@ func (m *memory) KEK(_ context.Context, id string, candidate *keyset.WrappedKEK)
 func (m *memory) KEKs(context.Context) ([]keyset.WrappedKEK, error) {
 	err := m.called("KEKs")
 	defer m.mu.Unlock()
-	return slices.Clone(m.keks), err
+	if err != nil {
+		return nil, err
+	}
+	return slices.Clone(m.keks), nil
 }
 
 // replace makes a key-encryption key the active one, as keys rewrap does.
