@@ -3,8 +3,10 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -101,6 +103,9 @@ func TestShredVerb(t *testing.T) {
 		if a := d.do(t, "GET", "/v1/audit/events/"+event, officer, ""); a.StatusCode != http.StatusOK || !strings.Contains(string(a.body), patient) {
 			t.Errorf("event %s: %s", event, a.Status)
 		}
+		if a := d.do(t, "GET", "/fhir/R4/AuditEvent/"+event, officer, ""); a.StatusCode != http.StatusOK || !strings.Contains(string(a.body), c.Erasure) {
+			t.Errorf("AuditEvent %s: %s %s", event, a.Status, a.body)
+		}
 	}
 	file := filepath.Join(t.TempDir(), "certificate.txt")
 	if _, errs, code := keys("certificate", id, "--out", file); code != 0 {
@@ -178,7 +183,7 @@ func TestShredInstances(t *testing.T) {
 	}
 	for i, r := range instances {
 		_, err := r.records.Read(ctx, caller(), ref)
-		if fault, ok := err.(*phi.Error); !ok || fault.Kind != phi.Gone {
+		if kindOf(err) != phi.Gone {
 			t.Errorf("instance %d, right after: %v", i, err)
 		}
 		if _, err := r.records.Read(ctx, caller(), other); err != nil {
@@ -283,5 +288,51 @@ func TestShredUnderLoad(t *testing.T) {
 	}
 	if text := c.text(phi.Ref{Type: "Patient", ID: "other"}); !strings.Contains(text, "Merge2") {
 		t.Errorf("the other patient is %s", text)
+	}
+}
+
+// TestShredKilled kills who executes an erasure, again and again: the patient is erased whole or not at all, and the request says which.
+func TestShredKilled(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	c := openChart(t, d)
+	for k := range form(5, 50) {
+		patient := fmt.Sprintf("p%d", k)
+		c.patient(patient, fmt.Sprint(k))
+		c.observation(patient+"-o", patient, "x")
+		e, _, err := c.erasures.Request(c.ctx, operating("Ines Diaz"), patient, "case 1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command("chartkeep", "keys", "shred", "--approve", e.ID.String(), "--by", "Sam Amari", "--data", d.dir)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(rand.N(800 * time.Millisecond))
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		for c.count(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chartkeep_keys'`) > 0 { // what the killed process left
+			time.Sleep(10 * time.Millisecond)
+		}
+		stored, err := c.db.Erasures().Erasure(c.ctx, e.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := phi.Kind(0)
+		if stored.State == phi.ErasureExecuted {
+			want = phi.Gone
+		}
+		for _, ref := range []phi.Ref{{Type: "Patient", ID: patient}, {Type: "Observation", ID: patient + "-o"}} {
+			if _, err := c.records.Read(c.ctx, c.caller(), ref); kindOf(err) != want || (err == nil) != (want == 0) {
+				t.Errorf("%s is %v, and the request %s", ref, err, stored.State)
+			}
+		}
+		if n := c.count(`SELECT count(*) FROM phi_erased WHERE patient = $1`, patient); (n == 1) != (want == phi.Gone) {
+			t.Errorf("%s is noted %d times, and the request %s", patient, n, stored.State)
+		}
+		if stored.State == phi.ErasureRequested {
+			if _, err := c.erasures.Approve(c.ctx, operating("Sam Amari"), e.ID); err != nil {
+				t.Errorf("executed after a kill: %v", err)
+			}
+		}
 	}
 }
