@@ -3,11 +3,13 @@ package phi
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -256,6 +258,19 @@ func TestSearchCompleteness(t *testing.T) {
 	})
 	if matched < 50 {
 		t.Errorf("only %d searches matched: the test tests nothing", matched)
+	}
+}
+
+// Guards that were to be committed under generations which changed since the tokens were minted do not reach the storage: another
+// writer may know a generation under which they were not looked for.
+func TestGuardsOfOlderGenerations(t *testing.T) {
+	old, next := prefixIndex(), testIndex(IndexGeneration{ID: 2, State: IndexReading, Rules: IndexRules, Names: NamesPrefix})
+	minted := &generations{all: []*index{old}, active: old, known: time.Now()}
+	r := &Records{lease: time.Hour}
+	r.indexes.Store(&generations{all: []*index{old, next}, active: old, known: time.Now()})
+	a := &attempt{Records: r}
+	if err := a.store(t.Context(), minted, nil, []*guard{{}}); !errors.Is(err, ErrKey) {
+		t.Errorf("committed: %v", err)
 	}
 }
 

@@ -137,3 +137,23 @@ func TestUniqueIdentifiersImport(t *testing.T) {
 	}
 	wantDuplicate(t, result.Failed[0].Err, "Bundle.entry[4].resource.identifier[1]")
 }
+
+// A conditional create is not kept from its identifier by one that is only written alike: the index does not tell them apart, the
+// condition does.
+func TestConditionalCreateBesideLookalike(t *testing.T) {
+	ctx := context.Background()
+	room := phitest.Open(t, phitest.Options{})
+	create := func(mrn string) (*phi.Written, error) {
+		return room.Records.Create(ctx, backend(), "Patient", []byte(withMRN("", mrn)), params("identifier", mrnSystem+"|"+mrn))
+	}
+	for _, mrn := range []string{"MRN-77", "MRN77", "mrn-77"} {
+		w, err := create(mrn)
+		if err != nil || w.Unchanged {
+			t.Fatalf("%s: %+v, %v", mrn, w, err)
+		}
+		again, err := create(mrn)
+		if err != nil || !again.Unchanged || again.ID != w.ID {
+			t.Errorf("%s again: %+v, %v", mrn, again, err)
+		}
+	}
+}
