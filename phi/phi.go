@@ -12,7 +12,9 @@
 package phi
 
 import (
+	"cmp"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/chartkeep/chartkeep/auth"
@@ -24,6 +26,11 @@ type Ref struct{ Type, ID string }
 
 // String is the relative reference, e.g. "Patient/1".
 func (r Ref) String() string { return r.Type + "/" + r.ID }
+
+// Compare orders by type, then by id, byte by byte, as the storage does.
+func (r Ref) Compare(o Ref) int {
+	return cmp.Or(strings.Compare(r.Type, o.Type), strings.Compare(r.ID, o.ID))
+}
 
 // Class is a PHI class: a sealed column, a unit of permission and a line in an audit event at the same time.
 type Class uint8

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -120,9 +119,10 @@ type SweepTrail interface {
 type SweepConfig struct {
 	Storage SweepStorage
 	Trail   SweepTrail
-	By      string      // who asked for it, in events; "system" when empty
-	Rate    int         // rows a second at most; 0: as many as go
-	Level   audit.Level // of the events of findings; audit.Database when 0
+	By      string        // who asked for it, in events; "system" when empty
+	Rate    int           // rows a second at most; 0: as many as go
+	Level   audit.Level   // of the events of findings; audit.Database when 0
+	Save    time.Duration // how often it notes where it is; 5 s when 0
 }
 
 // Sweep holds everything that is stored against its seals and against the audit trail: that each row, current or superseded,
@@ -147,6 +147,7 @@ type Sweep struct {
 func (r *Records) Sweep(cfg SweepConfig) *Sweep {
 	cfg.By = cmp.Or(cfg.By, "system")
 	cfg.Level = cmp.Or(cfg.Level, audit.Database)
+	cfg.Save = cmp.Or(cfg.Save, 5*time.Second)
 	return &Sweep{Records: r, SweepConfig: cfg, pace: pace{rate: cfg.Rate}}
 }
 
@@ -168,7 +169,6 @@ var ErrSweeping = errors.New("phi: another sweep is under way")
 // Sizes of a sweep's steps.
 const (
 	sweepPage    = 500
-	saveEvery    = 5 * time.Second
 	keptFindings = 1000        // of one run; all of them are counted
 	erasureGrace = time.Hour   // until the event of an erasure must be in the trail's tree
 	walkCurrent  = "current"   // current rows, against heads
@@ -198,11 +198,7 @@ type walkState struct {
 
 // passed reports whether the walk has summed up the record's head.
 func (w *walkState) passed(ref Ref) bool {
-	return !w.Began.IsZero() && (w.Phase == walkHistory || compareRefs(ref, w.After) <= 0)
-}
-
-func compareRefs(a, b Ref) int {
-	return cmp.Or(strings.Compare(a.Type, b.Type), strings.Compare(a.ID, b.ID))
+	return !w.Began.IsZero() && (w.Phase == walkHistory || ref.Compare(w.After) <= 0)
 }
 
 // sweeping is one run.
@@ -447,7 +443,7 @@ func (w *sweeping) passed(ctx context.Context, rows int) error {
 	if err := w.tellFindings(ctx); err != nil {
 		return err
 	}
-	if time.Since(w.saved) > saveEvery {
+	if time.Since(w.saved) > w.Save {
 		if err := w.save(ctx, w.stored, nil); err != nil {
 			return err
 		}
@@ -516,7 +512,7 @@ func sortedRefs(set map[Ref]bool) []Ref {
 	for ref := range set {
 		refs = append(refs, ref)
 	}
-	slices.SortFunc(refs, compareRefs)
+	slices.SortFunc(refs, Ref.Compare)
 	return refs
 }
 

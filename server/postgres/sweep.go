@@ -1,10 +1,8 @@
 package postgres
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -176,7 +174,7 @@ func (s *Sweep) Page(ctx context.Context, after phi.Ref, limit int) (*phi.SweepP
 // trimPage ends a page where both its lists know everything.
 func trimPage(p *phi.SweepPage, limit int) {
 	last := func(ref phi.Ref) {
-		if p.Done || compareRefs(ref, p.Last) < 0 {
+		if p.Done || ref.Compare(p.Last) < 0 {
 			p.Last, p.Done = ref, false
 		}
 	}
@@ -189,10 +187,10 @@ func trimPage(p *phi.SweepPage, limit int) {
 	if p.Done {
 		return
 	}
-	for len(p.Rows) > 0 && compareRefs(p.Rows[len(p.Rows)-1].Ref, p.Last) > 0 {
+	for len(p.Rows) > 0 && p.Rows[len(p.Rows)-1].Ref.Compare(p.Last) > 0 {
 		p.Rows = p.Rows[:len(p.Rows)-1]
 	}
-	for len(p.Heads) > 0 && compareRefs(p.Heads[len(p.Heads)-1].Ref, p.Last) > 0 {
+	for len(p.Heads) > 0 && p.Heads[len(p.Heads)-1].Ref.Compare(p.Last) > 0 {
 		p.Heads = p.Heads[:len(p.Heads)-1]
 	}
 }
@@ -271,8 +269,4 @@ func collectSealed(rows pgx.Rows) (all []*phi.Sealed, err error) {
 		all = append(all, row)
 	}
 	return all, rows.Err()
-}
-
-func compareRefs(a, b phi.Ref) int {
-	return cmp.Or(strings.Compare(a.Type, b.Type), strings.Compare(a.ID, b.ID))
 }

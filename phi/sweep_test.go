@@ -1,0 +1,170 @@
+package phi_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/phitest"
+)
+
+// swept is a room with records whose trail has a tree.
+type swept struct {
+	*phitest.Room
+	trail *phitest.Trail
+}
+
+func newSwept(t *testing.T) *swept {
+	trail := &phitest.Trail{}
+	s := &swept{phitest.Open(t, phitest.Options{Trail: trail}), trail}
+	for n := range 12 {
+		id := fmt.Sprintf("p%d", n)
+		for version := range n%3 + 1 {
+			s.put(t, phi.Ref{Type: "Patient", ID: id}, fmt.Sprintf(`{"resourceType":"Patient","id":%q,"name":[{"family":"Quillfeather%d"}]}`, id, version))
+		}
+		s.put(t, phi.Ref{Type: "Observation", ID: "o" + id}, fmt.Sprintf(`{"resourceType":"Observation","id":"o%s","status":"final","code":{"text":"x"},"subject":{"reference":"Patient/%s"}}`, id, id))
+	}
+	if _, err := s.Records.Delete(t.Context(), backend(), phi.Ref{Type: "Observation", ID: "op3"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	s.ship(t)
+	return s
+}
+
+func (s *swept) put(t *testing.T, ref phi.Ref, body string) {
+	t.Helper()
+	if _, err := s.Records.Update(t.Context(), backend(), ref, []byte(body), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ship waits until all events are in the tree.
+func (s *swept) ship(t *testing.T) {
+	t.Helper()
+	if err := s.Log.Drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s *swept) sweep(storage phi.SweepStorage) (*phi.SweepReport, error) {
+	return s.Records.Sweep(phi.SweepConfig{Storage: storage, Trail: s.trail, Level: audit.Process, Save: time.Nanosecond}).Run(context.Background())
+}
+
+// errDied is how a process looks that died: whatever it was doing, it did not go on.
+var errDied = errors.New("killed")
+
+// dying is a storage whose process dies at one of its calls, before it or just after it.
+type dying struct {
+	phi.SweepStorage
+	calls, at atomic.Int64
+	after     bool
+}
+
+func (d *dying) dies() bool { return d.calls.Add(1) == d.at.Load() }
+
+func (d *dying) Advance(ctx context.Context, was, state []byte, heads []phi.Head) error {
+	dies := d.dies()
+	if dies && !d.after {
+		return errDied
+	}
+	err := d.SweepStorage.Advance(ctx, was, state, heads)
+	if dies {
+		return errDied
+	}
+	return err
+}
+
+func (d *dying) Page(ctx context.Context, after phi.Ref, limit int) (*phi.SweepPage, error) {
+	if d.dies() {
+		return nil, errDied
+	}
+	return d.SweepStorage.Page(ctx, after, limit)
+}
+
+func (d *dying) Superseded(ctx context.Context, after phi.Ref, version int64, limit int) ([]*phi.Sealed, error) {
+	if d.dies() {
+		return nil, errDied
+	}
+	return d.SweepStorage.Superseded(ctx, after, version, limit)
+}
+
+func (d *dying) ErasedSubjects(ctx context.Context) ([]phi.ErasedSubject, error) {
+	if d.dies() {
+		return nil, errDied
+	}
+	return d.SweepStorage.ErasedSubjects(ctx)
+}
+
+// A sweep that is killed at any call, before it or after it, goes on where it was: it looks at every row once, and finds the same.
+func TestSweepKilled(t *testing.T) {
+	s := newSwept(t)
+	if report, err := s.sweep(&phitest.Sweep{Of: s.Storage}); err != nil || report.Total != 0 || report.Rows != int64(s.Storage.Len()) || report.Trail == 0 {
+		t.Fatalf("untouched: %+v, %v", report, err)
+	}
+	s.Storage.Rollback(phi.Ref{Type: "Patient", ID: "p5"}, 2)
+	killed := 0
+	for _, after := range []bool{false, true} {
+		for at := int64(1); ; at++ {
+			d := &dying{SweepStorage: &phitest.Sweep{Of: s.Storage}, after: after}
+			d.at.Store(at)
+			report, err := s.sweep(d)
+			if err == nil {
+				break // there was no such call
+			}
+			if !errors.Is(err, errDied) {
+				t.Fatal(err)
+			}
+			killed++
+			if at%8 == 0 { // others write meanwhile: the head of a record that was passed changes
+				s.put(t, phi.Ref{Type: "Observation", ID: "op0"}, fmt.Sprintf(`{"resourceType":"Observation","id":"op0","status":"final","code":{"text":"after %d"},"subject":{"reference":"Patient/p0"}}`, at))
+				s.ship(t)
+			}
+			if report, err = s.sweep(d); err != nil || report.Total != 1 {
+				t.Fatalf("killed at call %d (after it: %v), then on: %+v, %v", at, after, report, err)
+			}
+			// The version that was written meanwhile was looked at, unless its record was passed.
+			if rows := int64(s.Storage.Len()); report.Rows < rows-1 || report.Rows > rows {
+				t.Fatalf("killed at call %d (after it: %v): %d rows of %d", at, after, report.Rows, rows)
+			}
+		}
+	}
+	if killed < 30 {
+		t.Errorf("killed only %d times", killed)
+	}
+}
+
+// Two do not sweep at once, and what was found says no more than it should.
+func TestSweepFindings(t *testing.T) {
+	s := newSwept(t)
+	storage := &phitest.Sweep{Of: s.Storage}
+	release, err := storage.Claim(t.Context())
+	if err != nil || release == nil {
+		t.Fatal(err)
+	}
+	if _, err := s.sweep(storage); !errors.Is(err, phi.ErrSweeping) {
+		t.Errorf("a second sweep: %v", err)
+	}
+	release()
+	s.Storage.Edit(phi.Ref{Type: "Patient", ID: "p1"}, func(row *phi.Sealed) { row.Cells[phi.ClassName][40] ^= 1 })
+	s.trail.Edit(3)
+	report, err := s.sweep(storage)
+	if err != nil || report.Total != 2 || len(report.Findings) != 2 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	if f := report.Findings[0]; f.Kind != phi.FindingTrail {
+		t.Errorf("an edited event: %v", f)
+	}
+	if f := report.Findings[1]; f.Kind != phi.FindingUnopened || f.Ref.ID != "p1" || f.Version != 2 || f.Patient != "p1" || f.KeyID != 1 ||
+		f.String() != "Patient/p1: a stored row does not open; version 2; key 1 under kek-1" {
+		t.Errorf("an edited cell: %v", f)
+	}
+	last, err := s.Records.Sweep(phi.SweepConfig{Storage: storage}).LastSweep(t.Context())
+	if err != nil || last.Total != 2 || last.Rows != report.Rows || last.Ended.IsZero() {
+		t.Errorf("the last sweep: %+v, %v", last, err)
+	}
+}
