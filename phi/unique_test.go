@@ -2,6 +2,7 @@ package phi_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -25,7 +26,7 @@ func withMRN(id, mrn string) string {
 func wantDuplicate(t *testing.T, err error, element string) {
 	t.Helper()
 	wantKind(t, err, phi.Conflict)
-	e, ok := err.(*phi.Error)
+	e, ok := errors.AsType[*phi.Error](err)
 	if !ok || e.Issues[0].Code != "duplicate" || e.Issues[0].Expression != element {
 		t.Errorf("got %+v, want duplicate at %s", err, element)
 	}
