@@ -26,7 +26,7 @@ func TestPHIRedacts(t *testing.T) {
 	resource := &phi.Resource{JSON: p}
 	hidden := struct{ inner phi.Resource }{*resource}
 	// As a printer that knows nothing of the type would show the bytes.
-	decimal := strings.Trim(fmt.Sprint([]byte(secret)), "[]")
+	decimal := strings.Trim(fmt.Sprintf("%d", []byte(secret)), "[]")
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "% x", "%10.3s", "%t", "%p", "%T %v"} {
 		for _, value := range []any{p, &p, []phi.PHI{p}, map[string]phi.PHI{"a": p}, resource, *resource, hidden, &hidden, any(p), fmt.Errorf("broken: %v", p)} {
 			args := []any{value}

@@ -33,7 +33,7 @@ func OpenLookups(ctx context.Context, adminDSN string, n int) (*Lookups, error) 
 	if err != nil {
 		return nil, fmt.Errorf("connecting: %w", err)
 	}
-	defer admin.Close(context.WithoutCancel(ctx))
+	defer func() { _ = admin.Close(context.WithoutCancel(ctx)) }()
 	copied := `type, 'lookup-' || g AS id, gen_random_uuid() AS row_id, version, updated, method, ARRAY['lookup-' || g] AS patients, subject, segment, key_id,
 		identifier, name, birth_date, contact, clinical, narrative, seal, digest, index_id
 		FROM (SELECT * FROM record WHERE type = 'Patient' AND method <> 'DELETE' LIMIT 1) r, generate_series(0, ` + strconv.Itoa(n-1) + `) g`
