@@ -94,7 +94,7 @@ func keyCondition(q phi.KeyQuery) (where string, args []any) {
 func (r *Rotation) DataKeys(ctx context.Context, q phi.KeyQuery) ([]phi.StoredKey, error) {
 	where, args := keyCondition(q)
 	n := len(args)
-	args = append(args, [16]byte(q.After.Subject), int32(q.After.Segment), int64(q.After.KeyID), q.Limit)
+	args = append(args, q.After.Subject, int32(q.After.Segment), int64(q.After.KeyID), q.Limit)
 	rows, err := r.pool.Query(ctx, fmt.Sprintf(`SELECT k.subject, k.segment, k.key_id, k.kek, k.wrapped, k.state, k.renewal FROM phi_key k
 		WHERE %s AND (k.subject, k.segment, k.key_id) > ($%d::uuid, $%d::integer, $%d::bigint)
 		ORDER BY k.subject, k.segment, k.key_id LIMIT $%d`, where, n+1, n+2, n+3, n+4), args...)
