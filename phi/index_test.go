@@ -10,7 +10,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
 	"pgregory.net/rapid"
 
 	"github.com/chartkeep/chartkeep/phi/fhir"
@@ -46,6 +49,9 @@ func found(tokens, alternatives []Token) bool {
 }
 
 func TestNormalizers(t *testing.T) {
+	if norm.Version != "15.0.0" || cases.UnicodeVersion != "15.0.0" || unicode.Version != "15.0.0" {
+		t.Errorf("Unicode %s, %s, %s: names may be normalised otherwise than in the indexes that are there; compare the tables, and give new IndexRules where letters changed", norm.Version, cases.UnicodeVersion, unicode.Version)
+	}
 	identifier := prefixIndex().identifier
 	for _, tt := range []struct {
 		name      string

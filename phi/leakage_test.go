@@ -98,7 +98,7 @@ func (x *index) values(kind TokenKind, s someone) []string {
 		return []string{x.identifier(s.mrn)}
 	case TokenNamePrefix: // the family name's prefixes, then the given name's
 		all := prefixes(normalizeName(s.family))
-		for lengths := prefixLengths(); len(all) < len(lengths); {
+		for len(all) < 6 { // as many as there are lengths
 			all = append(all, "")
 		}
 		return append(all, prefixes(normalizeName(s.given))...)
