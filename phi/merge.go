@@ -396,10 +396,8 @@ func (m *mover) preview(ctx context.Context) (*MergeOutcome, *Error) {
 
 // moveAll marks the source, moves its chart, and ends the merge when nothing is left. It may be begun anew at any step.
 func (m *mover) moveAll(ctx context.Context) (bool, *Error) {
-	if !m.source.merged() {
-		if e := m.mark(ctx); e != nil {
-			return false, e
-		}
+	if e := m.again(ctx, func() *Error { return m.mark(ctx) }); e != nil {
+		return false, e
 	}
 	for {
 		before := m.moved
@@ -426,6 +424,9 @@ func (m *mover) moveAll(ctx context.Context) (bool, *Error) {
 // mark makes the source one that was replaced, and the target the one that replaces it, in one commit. From then on no write that names the
 // source passes.
 func (m *mover) mark(ctx context.Context) *Error {
+	if e := m.fetchBoth(ctx); e != nil || m.source.merged() {
+		return e
+	}
 	target, e := m.result(ctx)
 	if e != nil {
 		return e
