@@ -63,7 +63,7 @@ func (v *keysShredVerb) Run(ctx context.Context, t terminal) error {
 		}
 	}
 	return v.onRooms(ctx, t, func(r *rooms, _ *settings) error {
-		erasures, who := r.erasures, operating(by)
+		erasures, who := r.erasures, operating(operator(by))
 		switch {
 		case v.List:
 			return listErasures(ctx, t, erasures, who)
