@@ -10,11 +10,13 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/chartkeep/chartkeep/phi/keyset/kmstest"
 	"github.com/chartkeep/chartkeep/server/postgres"
 )
 
@@ -309,4 +311,44 @@ func TestDrill(t *testing.T) {
 	if n := counted(t, admin, `SELECT count(*) FROM pg_database WHERE datname LIKE 'drill%'`); n != 0 {
 		t.Errorf("%d scratch databases are left after a failure", n)
 	}
+}
+
+// Experiment 12, second half, as in production: after the epoch's end a backup of the keys from before an erasure opens nothing of
+// the erased patient, and the drill proves it; other patients open.
+func TestDrillAfterEpoch(t *testing.T) {
+	d := demoFresh(t, "--patients", "3")
+	dir := t.TempDir()
+	must := func(args ...string) string {
+		t.Helper()
+		out, errs, code := d.verb(t, args...)
+		if code != 0 {
+			t.Fatalf("%s: exit code %d\n%s%s", strings.Join(args[:2], " "), code, out, errs)
+		}
+		return strings.TrimSpace(out)
+	}
+	data, keys := filepath.Join(dir, "data"), filepath.Join(dir, "keys")
+	must("backup", "--out", data, "--data", d.dir)
+	must("keys", "backup", "--out", keys, "--data", d.dir)
+	flags, admin := d.scratchDatabase(t, "production")
+	must(append([]string{"restore", data}, flags...)...)
+	must(append([]string{"keys", "restore", keys}, flags...)...)
+	var shredded string
+	if err := admin.QueryRow(t.Context(), `SELECT id FROM record WHERE type = 'Patient' ORDER BY id LIMIT 1`).Scan(&shredded); err != nil {
+		t.Fatal(err)
+	}
+	id := must(append([]string{"keys", "shred", shredded, "--reason", "case 12", "--by", "Ines Diaz"}, flags...)...)
+	must(append([]string{"keys", "shred", "--approve", id, "--by", "Sam Amari"}, flags...)...)
+
+	// --kms NEW --kms OLD, rewrap, and then the old one is gone.
+	vault := kmstest.NewVault(t)
+	at := slices.Index(flags, "--kms")
+	next := append(slices.Delete(slices.Clone(flags), at, at+2), "--kms", vault.URI, "--kms-token-file", vault.TokenFile, "--kms-ca-file", vault.CAFile)
+	must(append([]string{"keys", "rewrap"}, append(slices.Clone(next), flags[at:at+2]...)...)...)
+	scratch, _ := d.scratchDatabase(t, "scratch")
+	var e drillEvidence
+	out := must(append([]string{"keys", "drill", "--scratch-database-url", scratch[1], "--old-keys", keys}, next...)...)
+	if err := json.Unmarshal([]byte(out), &e); err != nil || !e.Passed || e.OldKeys == nil || e.OldKeys.Erased != 1 || e.OldKeys.Open != 0 || len(e.Proves) != 3 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	must(append([]string{"sweep"}, next...)...)
 }
