@@ -112,7 +112,7 @@ func TestSweepKilled(t *testing.T) {
 		for at := int64(1); ; at++ {
 			d := &dying{SweepStorage: &phitest.Sweep{Of: s.Storage}, after: after}
 			d.at.Store(at)
-			report, err := s.sweep(d)
+			_, err := s.sweep(d)
 			if err == nil {
 				break // there was no such call
 			}
@@ -124,7 +124,8 @@ func TestSweepKilled(t *testing.T) {
 				s.put(t, phi.Ref{Type: "Observation", ID: "op0"}, fmt.Sprintf(`{"resourceType":"Observation","id":"op0","status":"final","code":{"text":"after %d"},"subject":{"reference":"Patient/p0"}}`, at))
 				s.ship(t)
 			}
-			if report, err = s.sweep(d); err != nil || report.Total != 1 {
+			report, err := s.sweep(d)
+			if err != nil || report.Total != 1 {
 				t.Fatalf("killed at call %d (after it: %v), then on: %+v, %v", at, after, report, err)
 			}
 			// The version that was written meanwhile was looked at, unless its record was passed.

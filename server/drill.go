@@ -414,13 +414,12 @@ func (a *archive) deadKeys(ctx context.Context, roots []keyset.Root, erased map[
 			return nil
 		}
 		found.Erased++
-		if opening != nil {
-			return nil // no key-encryption key, no key
-		}
-		key, err := keys.Secret(ctx, k.KEK, k.Wrapped, keyset.Binding{Subject: k.Subject, Segment: k.Segment, KeyID: k.KeyID})
-		clear(key)
-		if err == nil {
-			found.Open++
+		if opening == nil { // else: no key-encryption key, no key
+			key, err := keys.Secret(ctx, k.KEK, k.Wrapped, keyset.Binding{Subject: k.Subject, Segment: k.Segment, KeyID: k.KeyID})
+			clear(key)
+			if err == nil {
+				found.Open++
+			}
 		}
 		return nil
 	})

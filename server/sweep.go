@@ -152,7 +152,7 @@ type sweeper struct {
 
 // run looks whether a sweep is due until ctx is done. Instances look at different moments.
 func (s *sweeper) run(ctx context.Context) error {
-	for wait := sweepLook / 3; pause(ctx, wait/2+rand.N(wait)); wait = sweepLook {
+	for wait := sweepLook / 3; pause(ctx, wait/2+rand.N(wait)); wait = sweepLook { //nolint:gosec // not all at once
 		if err := s.look(ctx); err != nil && ctx.Err() == nil && !errors.Is(err, phi.ErrSweeping) {
 			s.rooms.logger.Error("records could not be swept", "error", err.Error())
 		}

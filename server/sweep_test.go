@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -179,5 +182,59 @@ func TestSweep(t *testing.T) {
 		if err != nil || len(alerts.Events) < 4 {
 			t.Errorf("%d alerts of %s, %v", len(alerts.Events), interaction, err)
 		}
+	}
+}
+
+// A sweep beside everything that changes rows finds nothing: clients write, keys and index keys rotate, keys are wrapped anew,
+// charts are merged and parted, a patient is erased.
+func TestSweepUnderLoad(t *testing.T) {
+	d := demoFresh(t, "--patients", "15")
+	backend := d.token(t, "app-backend")
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var writes, sweeps atomic.Int64
+	for w := range 2 {
+		wg.Go(func() {
+			for n := 0; ctx.Err() == nil; n++ {
+				id := fmt.Sprintf("load-%d-%d", w, n%20)
+				body := fmt.Sprintf(`{"resourceType":"Patient","id":%q,"name":[{"family":"Quillfeather%d"}],"identifier":[{"system":"urn:example:load","value":"%d-%d"}]}`, id, n, w, n)
+				if res := d.do(t, "PUT", "/fhir/R4/Patient/"+id, backend, body); res.StatusCode < 300 {
+					writes.Add(1)
+				}
+			}
+		})
+	}
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			out, errs, code := d.verb(t, "sweep", "--data", d.dir)
+			if sweeps.Add(1); code != 0 {
+				t.Errorf("exit code %d\n%s%s", code, out, errs)
+			}
+		}
+	})
+	merge := `{"resourceType":"Parameters","parameter":[{"name":"source-patient","valueReference":{"reference":"Patient/load-0-1"}},{"name":"target-patient","valueReference":{"reference":"Patient/load-1-1"}}]}`
+	for _, args := range [][]string{{"rotate", "--all"}, {"rotate", "--index"}, {"rewrap"}} {
+		if out, errs, code := d.verb(t, append(append([]string{"keys"}, args...), "--data", d.dir)...); code != 0 {
+			t.Errorf("keys %v: exit code %d\n%s%s", args, code, out, errs)
+		}
+	}
+	for _, operation := range []string{"$merge", "$unmerge"} {
+		if res := d.do(t, "POST", "/fhir/R4/Patient/"+operation, backend, merge); res.StatusCode != http.StatusOK && res.StatusCode != http.StatusAccepted {
+			t.Errorf("%s: %s\n%s", operation, res.Status, res.body)
+		}
+	}
+	id, errs, code := d.verb(t, "keys", "shred", "load-0-3", "--reason", "case 5", "--by", "Ines Diaz", "--data", d.dir)
+	if code != 0 {
+		t.Fatal(errs)
+	}
+	if _, errs, code := d.verb(t, "keys", "shred", "--approve", strings.TrimSpace(id), "--by", "Sam Amari", "--data", d.dir); code != 0 {
+		t.Error(errs)
+	}
+	stop()
+	wg.Wait()
+	out, _, code := d.verb(t, "sweep", "--data", d.dir)
+	t.Logf("%d sweeps beside %d writes; %s", sweeps.Load(), writes.Load(), out)
+	if code != 0 || sweeps.Load() < 3 || writes.Load() < 200 {
+		t.Errorf("exit code %d after %d sweeps and %d writes\n%s", code, sweeps.Load(), writes.Load(), out)
 	}
 }
