@@ -82,7 +82,8 @@ type restoreVerb struct {
 // Help is shown by --help.
 func (*restoreVerb) Help() string {
 	return `Puts a backup of the data into a migrated database without records, in one transaction: all of it, verified, or nothing. The keys come after it: chartkeep keys
-restore. Then chartkeep sweep says what was written after the backup and is lost.
+restore, the newest there are, and with --force those of the data's time where keys were rotated since. Then chartkeep sweep says what was written after the
+backup and is lost.
 Example: chartkeep restore /mnt/backup/2026-11-22 --database-url postgres://chartkeep@db2/chartkeep --kms hcvault://vault/transit/keys/phi --journal /var/lib/chartkeep/journal`
 }
 
@@ -127,8 +128,16 @@ func (v *keysRestoreVerb) Run(ctx context.Context, t terminal) error {
 		if err != nil {
 			return err
 		}
-		_, err = fmt.Fprintf(t.out, "%d data keys restored, %d left out because their patients are erased, %d were there\n", done.Keys, done.Erased, done.Kept)
-		return err
+		if _, err := fmt.Fprintf(t.out, "%d data keys restored, %d left out because their patients are erased, %d were there\n", done.Keys, done.Erased, done.Kept); err != nil {
+			return err
+		}
+		if done.Shut > 0 {
+			fmt.Fprintf(t.out, "%d rows are under keys that were rotated away since the data was backed up; a backup of the keys of that time has them: chartkeep keys restore DIR --force\n", done.Shut)
+		}
+		if done.Stale > 0 {
+			fmt.Fprintf(t.out, "%d records are indexed under keys that were rotated away since; make the index anew: chartkeep keys rotate --index\n", done.Stale)
+		}
+		return nil
 	})
 }
 

@@ -352,3 +352,39 @@ func TestDrillAfterEpoch(t *testing.T) {
 	}
 	must(append([]string{"sweep"}, next...)...)
 }
+
+// Data that was backed up before keys and index keys were rotated: the newest keys open what they can, the restore says what is missing, and
+// with the keys of the data's time everything opens; the index is made anew.
+func TestRestoreAfterRotation(t *testing.T) {
+	d := demoFresh(t, "--patients", "3")
+	dir := t.TempDir()
+	must := func(says string, args ...string) {
+		t.Helper()
+		if out, errs, code := d.verb(t, args...); code != 0 || !strings.Contains(out, says) {
+			t.Fatalf("%s: exit code %d, want %q\n%s%s", strings.Join(args[:2], " "), code, says, out, errs)
+		}
+	}
+	data, then, now := filepath.Join(dir, "data"), filepath.Join(dir, "then"), filepath.Join(dir, "now")
+	here := []string{"--data", d.dir}
+	must("", append([]string{"backup", "--out", data}, here...)...)
+	must("", append([]string{"keys", "backup", "--out", then}, here...)...)
+	must("", append([]string{"keys", "rotate", "--all"}, here...)...)
+	must("", append([]string{"keys", "rotate", "--index"}, here...)...)
+	must("", append([]string{"keys", "backup", "--out", now}, here...)...)
+	there, admin := d.scratchDatabase(t, "older")
+	must("", append([]string{"restore", data}, there...)...)
+	must("rows are under keys that were rotated away", append([]string{"keys", "restore", now}, there...)...)
+	if out, _, code := d.verb(t, append([]string{"sweep"}, there...)...); code != 1 || !strings.Contains(out, "the data key of a row is gone") {
+		t.Errorf("without the old keys: exit code %d\n%s", code, out)
+	}
+	must("", append([]string{"keys", "restore", then, "--force"}, there...)...)
+	must(" 0 findings", append([]string{"sweep"}, there...)...)
+	if n := counted(t, admin, `SELECT count(*) FROM record WHERE index_id = 1`); n == 0 {
+		t.Fatal("nothing is indexed by the old keys")
+	}
+	must("", append([]string{"keys", "rotate", "--index"}, there...)...)
+	if n := counted(t, admin, `SELECT count(*) FROM record WHERE index_id NOT IN (SELECT id FROM index_generation WHERE state = 'active')`); n != 0 {
+		t.Errorf("%d records are still indexed under old keys", n)
+	}
+	must(" 0 findings", append([]string{"sweep"}, there...)...)
+}

@@ -219,6 +219,9 @@ type RestoredKeys struct {
 	Keys   int64 // data keys put back
 	Erased int64 // data keys left out: their subjects are erased
 	Kept   int64 // data keys that were there
+
+	Shut  int64 // rows whose data key was rotated away since the backup of the data: it is in backups of the keys of that time
+	Stale int64 // records whose index tokens were minted under index keys that are gone: searches find them when the index is made anew
 }
 
 // RestoreKeys puts a backup of the key tables back, in one transaction. Into a database without data keys everything goes, as
@@ -247,6 +250,9 @@ func (d *DB) RestoreKeys(ctx context.Context, b *Backup, shredded []Shredded, fo
 					return err
 				}
 			}
+		}
+		if err := r.compare(ctx); err != nil {
+			return err
 		}
 		_, err := tx.Exec(ctx, `SELECT pg_notify('chartkeep_keys', '')`)
 		if err != nil {
@@ -385,6 +391,26 @@ func (r *keyRestore) erase(ctx context.Context, shredded []Shredded) error {
 			SELECT subject, $1, $2, $3 FROM record WHERE type = 'Patient' AND id = $1 AND subject <> '00000000-0000-0000-0000-000000000000'
 			ON CONFLICT DO NOTHING`, s.Patient, [16]byte(s.Erasure), s.At); err != nil {
 			return bare("noting erased subjects", err)
+		}
+	}
+	return nil
+}
+
+// compare says what the data, older than the keys, lacks. Index generations that records name and that are gone come back as retiring, so that
+// the rotation of the index takes them up.
+func (r *keyRestore) compare(ctx context.Context) error {
+	if err := r.tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT subject, segment, key_id FROM record UNION ALL SELECT subject, segment, key_id FROM record_version) r
+		WHERE NOT EXISTS (SELECT FROM phi_key k WHERE k.subject = r.subject AND k.segment = r.segment AND k.key_id = r.key_id)
+		AND NOT EXISTS (SELECT FROM phi_erased e WHERE e.subject = r.subject)`).Scan(&r.done.Shut); err != nil {
+		return bare("looking for rows without a key", err)
+	}
+	if err := r.tx.QueryRow(ctx, `SELECT count(*) FROM record r WHERE NOT EXISTS (SELECT FROM index_generation g WHERE g.id = r.index_id)`).Scan(&r.done.Stale); err != nil {
+		return bare("looking for records without an index", err)
+	}
+	if r.done.Stale > 0 {
+		if _, err := r.tx.Exec(ctx, `INSERT INTO index_generation (id, state, rules, names) SELECT DISTINCT r.index_id, 'retiring', g.rules, g.names
+			FROM record r CROSS JOIN index_generation g WHERE g.state = 'active' ON CONFLICT DO NOTHING`); err != nil {
+			return bare("noting index generations", err)
 		}
 	}
 	return nil
