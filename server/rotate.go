@@ -23,7 +23,7 @@ type keysRotateVerb struct {
 	All          bool   `help:"Replace every data key."`
 	Index        bool   `help:"Replace the index keys: mint every token anew, by the rules of this version."`
 	NameSearch   string `help:"With --index: how names are found from then on: prefix, exact or compound." enum:",prefix,exact,compound,prefix+phonetic,exact+phonetic,compound+phonetic" default:"" placeholder:"KIND"`
-	Jobs         int    `help:"How many batches of rows to work on at a time." default:"2"`
+	Jobs         int    `help:"How many batches of rows to work on at a time: more is faster, and readers feel it." default:"1"`
 	Rate         int    `help:"Rows a second at most; as many as go when 0." default:"0" placeholder:"ROWS"`
 	By           string `help:"Who asks for it; the user of this machine when empty." placeholder:"NAME"`
 }
