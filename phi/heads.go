@@ -133,10 +133,10 @@ const (
 	trailEvents = 20_000
 )
 
-// readTrail brings the heads up to the newest signed leaf of the trail. It reads only what is in the log's tree, in its order,
-// and so nothing twice; batches whose rows are not those that the tree holds are findings.
+// readTrail brings the heads up to what was the newest signed leaf of the trail when it began. It reads only what is in the log's
+// tree, in its order, and so nothing twice; batches whose rows are not those that the tree holds are findings.
 func (w *sweeping) readTrail(ctx context.Context) error {
-	for {
+	for began, ahead := w.now(), false; !ahead; {
 		spans, err := w.trail.Spans(ctx, w.state.Tree, trailSpans)
 		if err != nil {
 			return fmt.Errorf("reading the trail: %w", err)
@@ -169,6 +169,7 @@ func (w *sweeping) readTrail(ctx context.Context) error {
 			}
 			if len(rows) > 0 {
 				w.state.forgetIntents(rows[len(rows)-1].PartTime)
+				ahead = rows[len(rows)-1].PartTime.After(began) // whoever writes all the time would keep it here
 			}
 			events += len(rows)
 			tree = span.Index + int64(span.Count)
@@ -185,6 +186,7 @@ func (w *sweeping) readTrail(ctx context.Context) error {
 			return err
 		}
 	}
+	return nil
 }
 
 // apply brings heads up to date, and the sums with them. It returns those that changed.

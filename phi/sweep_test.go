@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -167,5 +168,37 @@ func TestSweepFindings(t *testing.T) {
 	last, err := s.Records.Sweep(phi.SweepConfig{Storage: storage}).LastSweep(t.Context())
 	if err != nil || last.Total != 2 || last.Rows != report.Rows || last.Ended.IsZero() {
 		t.Errorf("the last sweep: %+v, %v", last, err)
+	}
+}
+
+// A write that loses to another one and tries again announces other versions: the outcome tells of the last try's only.
+func TestRetriesTellOnce(t *testing.T) {
+	s := newSwept(t)
+	storage := &phitest.Sweep{Of: s.Storage}
+	lost := atomic.Int64{}
+	for round := range 10 {
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for n := range 10 {
+					body := fmt.Sprintf(`{"resourceType":"Patient","identifier":[{"system":"urn:x","value":"%d-%d"}]}`, round, n)
+					w, err := s.Records.Create(context.Background(), backend(), "Patient", []byte(body), []phi.Param{{Name: "identifier", Value: fmt.Sprintf("urn:x|%d-%d", round, n)}})
+					if e, ok := errors.AsType[*phi.Error](err); ok && e.Kind == phi.Unavailable {
+						t.Error(err)
+					}
+					if err != nil || w.Unchanged {
+						lost.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		s.ship(t)
+		if report, err := s.sweep(storage); err != nil || report.Total != 0 {
+			t.Fatalf("%+v, %v", report, err)
+		}
+	}
+	if lost.Load() < 100 {
+		t.Errorf("only %d lost", lost.Load())
 	}
 }
