@@ -455,6 +455,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard
 	updated := a.now().UTC().Truncate(time.Millisecond)
 	var events []*audit.Event
 	var active []*change
+	a.intent = audit.ID{} // a try that lost to another write announced versions that this one's outcome must not tell of
 	for _, c := range changes {
 		if c.skipped() {
 			continue
