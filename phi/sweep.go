@@ -485,6 +485,10 @@ func (w *sweeping) checkPage(ctx context.Context, page *SweepPage) error {
 			return err
 		}
 		if row.Erased {
+			if len(page.Tokens[row.Ref]) > 0 {
+				f.Kind = FindingTokens
+				w.find(f)
+			}
 			continue
 		}
 		if len(row.Seal) == sealSize && !bytes.Equal(row.Seal[2:manifestTags], tokensDigest(page.Tokens[row.Ref])) {

@@ -201,7 +201,7 @@ func (s *Storage) Erase(_ context.Context, id phi.UUID, by string, subject phi.U
 	if err != nil {
 		return err
 	}
-	s.erased[subject] = true
+	s.erased[subject] = phi.ErasedSubject{Subject: subject, Patient: e.Patient, Erasure: id, At: time.Now()}
 	for name := range s.keys {
 		if name.subject == subject {
 			delete(s.keys, name)

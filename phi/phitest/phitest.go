@@ -26,7 +26,7 @@ type Storage struct {
 	imported map[[16]byte]bool
 	keks     []keyset.WrappedKEK
 	requests []*phi.Erasure
-	erased   map[phi.UUID]bool
+	erased   map[phi.UUID]phi.ErasedSubject
 	told     map[phi.UUID]bool
 	holds    []Hold
 	indexes  []phi.IndexGeneration
@@ -60,7 +60,7 @@ func NewStorage() *Storage {
 		keys:     map[keyName][]phi.WrappedKey{},
 		secrets:  map[string]phi.WrappedKey{},
 		imported: map[[16]byte]bool{},
-		erased:   map[phi.UUID]bool{},
+		erased:   map[phi.UUID]phi.ErasedSubject{},
 		told:     map[phi.UUID]bool{},
 		uses:     map[useName]int64{},
 		turning:  map[keyset.Binding]phi.KeyState{},
@@ -170,7 +170,7 @@ func copyRow(row *phi.Sealed, classes phi.ClassSet) *phi.Sealed {
 // fetched joins the row's data key to it, as the storages do in one round trip.
 func (s *Storage) fetched(row *phi.Sealed, classes phi.ClassSet) *phi.Sealed {
 	c := copyRow(row, classes)
-	c.Erased = s.erased[row.Subject]
+	_, c.Erased = s.erased[row.Subject]
 	for _, k := range s.keys[keyName{row.Subject, row.Segment}] {
 		if k.KeyID == row.KeyID {
 			c.Key = k

@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/phi"
@@ -153,13 +153,10 @@ func (s *Sweep) Superseded(_ context.Context, after phi.Ref, version int64, _ in
 }
 
 // ErasedSubjects implements phi.SweepStorage.
-func (s *Sweep) ErasedSubjects(context.Context) (all []phi.ErasedSubject, err error) {
+func (s *Sweep) ErasedSubjects(context.Context) ([]phi.ErasedSubject, error) {
 	s.Of.mu.RLock()
 	defer s.Of.mu.RUnlock()
-	for subject := range s.Of.erased {
-		all = append(all, phi.ErasedSubject{Subject: subject, At: time.Now()})
-	}
-	return all, nil
+	return slices.Collect(maps.Values(s.Of.erased)), nil
 }
 
 // Rollback puts back how a record was at a version, consistently: as a database administrator could.

@@ -267,3 +267,34 @@ func waiting(t testing.TB, name string) {
 	}
 	t.Fatal("nobody waits")
 }
+
+// TestNoTokensOfTheErased: tokens that were minted from an opened row before the patient was erased do not get in afterwards.
+func TestNoTokensOfTheErased(t *testing.T) {
+	db, name := open(t)
+	keyed(t, db)
+	ctx, r, s := t.Context(), rotating(t, db), db.Erasures()
+	subject := chartOf(t, db, "p-1")
+	row, err := db.Records().Fetch(ctx, phi.Ref{Type: "Patient", ID: "p-1"}, phi.AllClasses)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Erase(ctx, requestOf(t, s, "p-1").ID, "Amari", subject, sure); err != nil {
+		t.Fatal(err)
+	}
+	anew := phi.Reindexed{Sealed: row, Was: row.Seal, Tokens: []phi.Token{{Kind: phi.TokenEmail, Value: random16()}}, IndexID: 2}
+	if n, err := r.StoreReindexed(ctx, []phi.Reindexed{anew}); err != nil || n != 0 {
+		t.Errorf("stored %d, %v", n, err)
+	}
+	var tokens int
+	if err := connect(t, name, "").QueryRow(ctx, `SELECT count(*) FROM index_token WHERE id = 'p-1'`).Scan(&tokens); err != nil || tokens != 0 {
+		t.Errorf("%d tokens of an erased patient, %v", tokens, err)
+	}
+	// The row as it is now, erased, gets on to the new generation.
+	erased, err := db.Records().Fetch(ctx, row.Ref, phi.AllClasses)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := r.StoreReindexed(ctx, []phi.Reindexed{{Sealed: erased, Was: erased.Seal, IndexID: 2}}); err != nil || n != 1 {
+		t.Errorf("the erased row: %d, %v", n, err)
+	}
+}

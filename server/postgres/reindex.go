@@ -6,6 +6,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/keyset"
 )
 
 var _ phi.ReindexStorage = (*Rotation)(nil)
@@ -72,6 +73,10 @@ func (r *Rotation) StoreReindexed(ctx context.Context, rows []phi.Reindexed) (st
 		was = append(was, row.Was)
 	}
 	err = pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
+		living, err := holdKeys(ctx, tx, rows)
+		if err != nil {
+			return err
+		}
 		// Rows that a writer has locked are skipped; the others stay as they are until the end.
 		locked, err := tx.Query(ctx, `SELECT w.n FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bytea[]) WITH ORDINALITY w(type, id, version, was, n)
 			JOIN record l USING (type, id, version) WHERE l.seal = w.was FOR NO KEY UPDATE OF l SKIP LOCKED`, all.types, all.ids, all.versions, was)
@@ -88,13 +93,16 @@ func (r *Rotation) StoreReindexed(ctx context.Context, rows []phi.Reindexed) (st
 		var types, ids []string
 		for _, n := range mine {
 			row := rows[n-1]
+			if !row.Erased && !living[bindingOf(row.Sealed)] {
+				continue
+			}
+			stored++
 			c.add(&phi.Write{Sealed: *row.Sealed, IndexID: row.IndexID})
 			for _, t := range row.Tokens {
 				kinds, tokens = append(kinds, int16(t.Kind)), append(tokens, t.Value[:])
 				types, ids = append(types, row.Type), append(ids, row.ID)
 			}
 		}
-		stored = len(mine)
 		batch := &pgx.Batch{}
 		batch.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
 		batch.Queue(`UPDATE record r SET index_id = n.index_id, identifier = n.identifier, name = n.name, birth_date = n.birth_date,
@@ -112,6 +120,34 @@ func (r *Rotation) StoreReindexed(ctx context.Context, rows []phi.Reindexed) (st
 		return 0, bare("storing tokens minted anew", err)
 	}
 	return stored, nil
+}
+
+// holdKeys holds the data keys of rows to the end of the transaction, and returns those that are there: who erases a patient takes the keys
+// for update before the tokens go, so none come back after them.
+func holdKeys(ctx context.Context, tx pgx.Tx, rows []phi.Reindexed) (there map[keyset.Binding]bool, err error) {
+	there = map[keyset.Binding]bool{}
+	var all []keyset.Binding
+	for _, row := range rows {
+		if b := bindingOf(row.Sealed); !row.Erased && !there[b] {
+			there[b] = true
+			all = append(all, b)
+		}
+	}
+	c := names(all)
+	held, err := tx.Query(ctx, `SELECT subject, segment, key_id FROM `+namedKeys+` ORDER BY subject, segment, key_id FOR KEY SHARE OF k`, c.subjects, c.segments, c.ids)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(held, scanBinding)
+	clear(there)
+	for _, b := range found {
+		there[b] = true
+	}
+	return there, err
+}
+
+func bindingOf(row *phi.Sealed) keyset.Binding {
+	return keyset.Binding{Subject: row.Subject, Segment: row.Segment, KeyID: row.KeyID}
 }
 
 // RemoveGeneration implements phi.ReindexStorage. Who commits holds the generation for share; after the lock, in the next statement,
