@@ -81,7 +81,7 @@ func (s *mergeStorage) Claim(ctx context.Context, id phi.UUID) (release func(), 
 	}, true, nil
 }
 
-// mergeSeed makes the names of merges' locks. Who begins a merge takes the source's; who commits a record of several patients takes those of
+// mergeSeed makes the names of merges' locks. Who begins a merge, or undoes one, takes those of both; who commits a record of several patients takes those of
 // all of them for share: the one sees what the other wrote. (Records of one patient alone are under that patient's keys, which a merge
 // destroys when nothing is under them any more.)
 const mergeSeed = `7394`
@@ -118,7 +118,7 @@ func queueMerges(batch *pgx.Batch, writes []phi.Write, conflict *error) {
 // BeginMerge implements phi.MergeStorage.
 func (s *mergeStorage) BeginMerge(ctx context.Context, m *phi.Merge) error {
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended($1, `+mergeSeed+`))`, m.Source); err != nil {
+		if err := lockMerging(ctx, tx, m.Source, m.Target); err != nil {
 			return err
 		}
 		// Held for share, the keys keep an erasure out until this merge is there to be seen.
@@ -150,17 +150,42 @@ func (s *mergeStorage) BeginMerge(ctx context.Context, m *phi.Merge) error {
 	return mergeError("beginning merge", err)
 }
 
+// lockMerging keeps other merges of the patients from beginning until the transaction ends, and waits for writes that name one of them among
+// several.
+func lockMerging(ctx context.Context, tx pgx.Tx, patients ...string) error {
+	_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(l) FROM (SELECT DISTINCT hashtextextended(p, `+mergeSeed+`) FROM unnest($1::text[]) p ORDER BY 1) l(l)`, patients)
+	return err
+}
+
 // mergeReason marks relationships that a merge gave.
 func mergeReason(id phi.UUID) string { return "merge " + id.String() }
 
 // BeginUnmerge implements phi.MergeStorage.
 func (s *mergeStorage) BeginUnmerge(ctx context.Context, id phi.UUID, subject phi.UUID) error {
-	done, err := s.pool.Exec(ctx, `UPDATE phi_merge m SET state = 'unmerging', source_subject = $2 WHERE id = $1 AND state = 'merged'
-		AND NOT EXISTS (SELECT FROM phi_merge o WHERE o.state <> 'unmerged' AND o.source = m.target)`, [16]byte(id), [16]byte(subject))
-	if err == nil && done.RowsAffected() == 0 {
-		err = phi.ErrMerge
-	}
-	return mergeError("beginning unmerge", err)
+	return mergeError("beginning unmerge", pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		var source, target string
+		if err := tx.QueryRow(ctx, `SELECT source, target FROM phi_merge WHERE id = $1`, [16]byte(id)).Scan(&source, &target); err != nil {
+			return err
+		}
+		if err := lockMerging(ctx, tx, source, target); err != nil {
+			return err
+		}
+		done, err := tx.Exec(ctx, `UPDATE phi_merge m SET state = 'unmerging', source_subject = $2 WHERE id = $1 AND state = 'merged'
+			AND NOT EXISTS (SELECT FROM phi_merge o WHERE o.state <> 'unmerged' AND o.source = m.target)`, [16]byte(id), [16]byte(subject))
+		if err != nil {
+			return err
+		}
+		if done.RowsAffected() == 0 {
+			return phi.ErrMerge
+		}
+		// Held for share, the key keeps an erasure out until this unmerge is there to be seen.
+		held, err := tx.Exec(ctx, `SELECT FROM record r JOIN phi_key k ON k.subject = r.subject AND k.segment = 0
+			WHERE r.type = 'Patient' AND r.id = $1 ORDER BY k.key_id FOR KEY SHARE OF k`, target)
+		if err == nil && held.RowsAffected() == 0 {
+			err = phi.ErrKey
+		}
+		return err
+	}))
 }
 
 // Compartment implements phi.MergeStorage.
