@@ -68,7 +68,8 @@ type MergeStorage interface {
 	// returns, no write that names the source among several patients, and began before, is still to come. ErrMerge: the source or the target
 	// is in a merge that does not allow it. ErrKey: one of them was erased.
 	BeginMerge(ctx context.Context, m *Merge) error
-	// BeginUnmerge sets a merge to unmerging, with the subject that the source gets.
+	// BeginUnmerge sets a merge to unmerging, with the subject that the source gets. ErrMerge: the target is merged itself, or the merge is
+	// not done. ErrKey: the person was erased.
 	BeginUnmerge(ctx context.Context, id UUID, sourceSubject UUID) error
 	// Compartment returns current, not deleted records in a patient's compartment, but the patient, in order.
 	Compartment(ctx context.Context, patient string, after Ref, limit int) ([]Ref, error)
@@ -453,7 +454,7 @@ func (m *mover) mark(ctx context.Context) *Error {
 	if e := m.assignKeys(ctx, changes, nil); e != nil {
 		return e
 	}
-	if e := m.commit(ctx, changes, nil); e != nil {
+	if e := m.put(ctx, changes); e != nil {
 		return e
 	}
 	return m.fetchBoth(ctx)
@@ -679,10 +680,21 @@ func (m *mover) store(ctx context.Context, changes []*change) *Error {
 	if e := m.assignKeys(ctx, changes, there); e != nil {
 		return e
 	}
-	if e := m.commit(ctx, changes, nil); e != nil {
+	if e := m.put(ctx, changes); e != nil {
 		return e
 	}
 	m.moved += len(changes)
+	return nil
+}
+
+// put commits changes, and clears what they held.
+func (m *mover) put(ctx context.Context, changes []*change) *Error {
+	if e := m.commit(ctx, changes, nil); e != nil {
+		return e
+	}
+	for _, c := range changes {
+		c.forget()
+	}
 	return nil
 }
 

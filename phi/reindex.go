@@ -73,8 +73,11 @@ func (t *Rotation) Index(ctx context.Context, storage ReindexStorage, names Name
 		if err != nil {
 			return err
 		}
+		if g.active.ID != target.ID {
+			return fmt.Errorf("rotating the index: generation %d is active, not %d; run it again", g.active.ID, target.ID)
+		}
 		for _, old := range g.all {
-			if old.State != IndexRetiring || g.active.ID != target.ID {
+			if old.State != IndexRetiring {
 				continue
 			}
 			if err := t.retireGeneration(ctx, storage, old, g.active, began); err != nil {
@@ -123,14 +126,14 @@ func (t *Rotation) beginGeneration(ctx context.Context, storage ReindexStorage, 
 
 // retireGeneration mints anew what was minted under a generation, and removes it.
 func (t *Rotation) retireGeneration(ctx context.Context, storage ReindexStorage, old, active *index, began time.Time) error {
-	s := reindexing{Rotation: t, storage: storage, active: active, broken: map[RowName]bool{}}
+	s := reindexing{rowSweep: rowSweep{Rotation: t, broken: map[RowName]bool{}}, storage: storage, active: active}
 	n, err := storage.CountGeneration(ctx, old.ID)
 	if err != nil {
 		return err
 	}
 	t.totalRows.Store(n)
 	for {
-		if err := s.run(ctx, old.ID); err != nil {
+		if err := s.run(ctx, func() ([]RowName, error) { return storage.RowsOfGeneration(ctx, old.ID, rowPage) }, s.remint); err != nil {
 			return err
 		}
 		if len(s.broken) > 0 {
@@ -154,45 +157,22 @@ func (t *Rotation) retireGeneration(ctx context.Context, storage ReindexStorage,
 
 // reindexing mints the tokens of a generation's records anew.
 type reindexing struct {
-	*Rotation
+	rowSweep
 	storage ReindexStorage
 	active  *index
-	broken  map[RowName]bool // guarded by the Rotation's mu
 }
 
-// run goes on until no record that opens is left.
-func (s *reindexing) run(ctx context.Context, old uint32) error {
-	for {
-		rows, err := s.storage.RowsOfGeneration(ctx, old, rowPage)
-		if err != nil {
-			return err
-		}
-		rows = slices.DeleteFunc(rows, func(n RowName) bool { return s.broken[n] })
-		if len(rows) == 0 {
-			return nil
-		}
-		done, known := s.doneRows.Load(), len(s.broken)
-		if err := s.batches(ctx, rows, s.batch); err != nil {
-			return err
-		}
-		if s.doneRows.Load() == done && len(s.broken) == known {
-			if err := pause(ctx, 10*time.Millisecond); err != nil { // a writer holds them
-				return err
-			}
-		}
-	}
-}
-
-// batch mints the tokens of rows anew and stores them, in one transaction.
-func (s *reindexing) batch(ctx context.Context, names []RowName) error {
+// remint mints the tokens of rows anew and stores them, in one transaction.
+func (s *reindexing) remint(ctx context.Context, names []RowName) error {
 	rows, err := s.storage.FetchRows(ctx, names)
 	if err != nil {
 		return err
 	}
 	anew := make([]Reindexed, 0, len(rows))
-	var broken []*Sealed
+	var sealed, broken []*Sealed
 	for _, row := range rows {
 		if row.Erased { // it has no tokens, and never opens again
+			sealed = append(sealed, row)
 			anew = append(anew, Reindexed{Sealed: row, Was: row.Seal, IndexID: s.active.ID})
 			continue
 		}
@@ -208,30 +188,11 @@ func (s *reindexing) batch(ctx context.Context, names []RowName) error {
 		case err != nil:
 			return err
 		default:
+			sealed = append(sealed, resealed)
 			anew = append(anew, Reindexed{Sealed: resealed, Was: row.Seal, Tokens: tokens, IndexID: s.active.ID})
 		}
 	}
-	if err := s.withhold(ctx, broken); err != nil {
-		return err
-	}
-	if len(anew) > 0 {
-		if err := s.tell(ctx, audit.Process, "key-reindex", audit.ActionUpdate, nil, &counts{Rows: int64(len(anew)), First: anew[0].Ref.String(), Last: anew[len(anew)-1].Ref.String()}); err != nil {
-			return err
-		}
-	}
-	stored, err := s.storage.StoreReindexed(ctx, anew)
-	if err != nil {
-		return err
-	}
-	s.doneRows.Add(int64(stored))
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, n := range names {
-		if slices.ContainsFunc(broken, func(row *Sealed) bool { return row.Ref == n.Ref && row.Version == n.Version }) {
-			s.broken[n] = true
-		}
-	}
-	return nil
+	return s.batch(ctx, "key-reindex", names, broken, sealed, func() (int, error) { return s.storage.StoreReindexed(ctx, anew) })
 }
 
 // remint seals a row, fetched whole, with tokens of this generation. As with reseal, what was opened is cleared and goes nowhere

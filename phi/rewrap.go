@@ -57,7 +57,6 @@ var errNotRewrapped = errors.New("phi: keys that do not open stay under their ke
 // those opens without the present keys.
 func (t *Rotation) Rewrap(ctx context.Context, storage RewrapStorage) (epoch Epoch, err error) {
 	err = t.recorded(ctx, audit.Event{Interaction: "key-rewrap", Action: audit.ActionUpdate}, func() error {
-		began := time.Now()
 		keks, err := storage.KEKs(ctx)
 		if err != nil {
 			return err
@@ -80,7 +79,8 @@ func (t *Rotation) Rewrap(ctx context.Context, storage RewrapStorage) (epoch Epo
 			if err := t.rewrapAll(ctx, storage, old.ID, epoch.Active.ID); err != nil {
 				return err
 			}
-			if err := pause(ctx, time.Until(began.Add(t.grace))); err != nil {
+			// Rows that were fetched with a key as it was wrapped before are being opened still.
+			if err := pause(ctx, t.grace); err != nil {
 				return err
 			}
 			if err := t.endEpoch(ctx, storage, old.ID, epoch.Active.ID); err != nil {

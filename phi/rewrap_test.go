@@ -162,3 +162,35 @@ func TestRewrapLeavesWhatDoesNotOpen(t *testing.T) {
 		t.Error("no alert")
 	}
 }
+
+// slowEpoch takes its time to store, and notes when it stored last, and when the old key went.
+type slowEpoch struct {
+	phi.RewrapStorage
+	takes           time.Duration
+	stored, removed time.Time
+}
+
+func (s *slowEpoch) StoreRewrapped(ctx context.Context, keys []phi.Rewrapped) (int, error) {
+	time.Sleep(s.takes)
+	defer func() { s.stored = time.Now() }()
+	return s.RewrapStorage.StoreRewrapped(ctx, keys)
+}
+
+func (s *slowEpoch) RemoveKEK(ctx context.Context, id string) (bool, error) {
+	s.removed = time.Now()
+	return s.RewrapStorage.RemoveKEK(ctx, id)
+}
+
+// TestRewrapGrace: who fetched a row with its key as it was wrapped before has time to open it, however long the rewrap took.
+func TestRewrapGrace(t *testing.T) {
+	const grace = 50 * time.Millisecond
+	b := newBench(t)
+	b.fill(1)
+	s := &slowEpoch{RewrapStorage: b.Storage, takes: 2 * grace}
+	if _, err := b.Records.Rotation(phi.RotationConfig{By: "ines", Grace: grace}).Rewrap(context.Background(), s); err != nil {
+		t.Fatal(err)
+	}
+	if after := s.removed.Sub(s.stored); after < grace {
+		t.Errorf("the old key-encryption key went %s after the last key was wrapped anew", after)
+	}
+}

@@ -405,8 +405,8 @@ func (r *dataRotation) retire(ctx context.Context, keys []keyset.Binding) (remov
 	if err != nil {
 		return 0, err
 	}
-	s := sweep{dataRotation: r, keys: keys, active: active, broken: map[RowName]bool{}}
-	if err := s.run(ctx); err != nil {
+	s := sweep{rowSweep: rowSweep{Rotation: r.Rotation, broken: map[RowName]bool{}}, storage: r.storage, keys: keys, active: active}
+	if err := s.run(ctx, func() ([]RowName, error) { return r.storage.RowsUnder(ctx, keys, rowPage) }, s.reseal); err != nil {
 		return 0, err
 	}
 	if err := s.readBack(ctx); err != nil {
@@ -452,20 +452,17 @@ func (r *dataRotation) successors(ctx context.Context, keys []keyset.Binding) (m
 	return active, nil
 }
 
-// sweep seals anew what a group of retired keys sealed.
-type sweep struct {
-	*dataRotation
-	keys   []keyset.Binding
-	active map[keyName]dataKey
-	rows   atomic.Int64
-	broken map[RowName]bool
-	sample []RowName
+// rowSweep goes over rows that are to be sealed anew.
+type rowSweep struct {
+	*Rotation
+	rows   atomic.Int64     // sealed anew
+	broken map[RowName]bool // rows that do not open; guarded by the Rotation's mu
 }
 
-// run goes on until no row that opens is left. Rows that somebody writes at the same time are seen again.
-func (s *sweep) run(ctx context.Context) error {
+// run works on what next names, until no row that opens is left. Rows that somebody writes at the same time are seen again.
+func (s *rowSweep) run(ctx context.Context, next func() ([]RowName, error), work func(context.Context, []RowName) error) error {
 	for {
-		rows, err := s.storage.RowsUnder(ctx, s.keys, rowPage)
+		rows, err := next()
 		if err != nil {
 			return err
 		}
@@ -474,7 +471,7 @@ func (s *sweep) run(ctx context.Context) error {
 			return nil
 		}
 		done, known := s.rows.Load(), len(s.broken)
-		if err := s.batches(ctx, rows, s.batch); err != nil {
+		if err := s.batches(ctx, rows, work); err != nil {
 			return err
 		}
 		if s.rows.Load() == done && len(s.broken) == known {
@@ -483,6 +480,42 @@ func (s *sweep) run(ctx context.Context) error {
 			}
 		}
 	}
+}
+
+// batch raises the alarm for what of the rows so named does not open, tells that a batch is sealed anew, and stores it.
+func (s *rowSweep) batch(ctx context.Context, interaction string, names []RowName, broken, anew []*Sealed, store func() (int, error)) error {
+	if err := s.withhold(ctx, broken); err != nil {
+		return err
+	}
+	if len(anew) > 0 {
+		c := &counts{Rows: int64(len(anew)), First: anew[0].Ref.String(), Last: anew[len(anew)-1].Ref.String()}
+		if err := s.tell(ctx, audit.Process, interaction, audit.ActionUpdate, nil, c); err != nil {
+			return err
+		}
+	}
+	stored, err := store()
+	if err != nil {
+		return err
+	}
+	s.rows.Add(int64(stored))
+	s.doneRows.Add(int64(stored))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range names {
+		if slices.ContainsFunc(broken, func(row *Sealed) bool { return row.Ref == n.Ref && row.Version == n.Version }) {
+			s.broken[n] = true
+		}
+	}
+	return nil
+}
+
+// sweep seals anew what a group of retired keys sealed.
+type sweep struct {
+	rowSweep
+	storage RotationStorage
+	keys    []keyset.Binding
+	active  map[keyName]dataKey
+	sample  []RowName
 }
 
 // batches works on rows in batches, as many at a time as there are slots.
@@ -514,8 +547,8 @@ func (t *Rotation) batches(ctx context.Context, rows []RowName, work func(contex
 	return context.Cause(ctx)
 }
 
-// batch seals rows anew and stores them, in one transaction.
-func (s *sweep) batch(ctx context.Context, names []RowName) error {
+// reseal seals rows anew and stores them, in one transaction.
+func (s *sweep) reseal(ctx context.Context, names []RowName) error {
 	superseded := make(map[RowName]bool, len(names))
 	for _, n := range names {
 		superseded[RowName{Ref: n.Ref, Version: n.Version}] = n.Superseded
@@ -525,7 +558,7 @@ func (s *sweep) batch(ctx context.Context, names []RowName) error {
 		return err
 	}
 	anew := make([]Resealed, 0, len(rows))
-	var broken []*Sealed
+	var sealed, broken []*Sealed
 	for _, row := range rows {
 		to, ok := s.active[keyName{row.Subject, row.Segment}]
 		if !ok || row.KeyID == to.KeyID || row.Key.Wrapped == nil {
@@ -542,30 +575,15 @@ func (s *sweep) batch(ctx context.Context, names []RowName) error {
 		case err != nil:
 			return err
 		default:
+			sealed = append(sealed, resealed)
 			anew = append(anew, Resealed{Sealed: resealed, Was: row.Seal, Superseded: superseded[RowName{Ref: row.Ref, Version: row.Version}]})
 		}
 	}
-	if err := s.withhold(ctx, broken); err != nil {
+	if err := s.batch(ctx, "key-reseal", names, broken, sealed, func() (int, error) { return s.storage.StoreResealed(ctx, anew) }); err != nil {
 		return err
 	}
-	if len(anew) > 0 {
-		if err := s.tell(ctx, audit.Process, "key-reseal", audit.ActionUpdate, nil, &counts{Rows: int64(len(anew)), First: anew[0].Ref.String(), Last: anew[len(anew)-1].Ref.String()}); err != nil {
-			return err
-		}
-	}
-	stored, err := s.storage.StoreResealed(ctx, anew)
-	if err != nil {
-		return err
-	}
-	s.rows.Add(int64(stored))
-	s.doneRows.Add(int64(stored))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, n := range names {
-		if slices.ContainsFunc(broken, func(row *Sealed) bool { return row.Ref == n.Ref && row.Version == n.Version }) {
-			s.broken[n] = true
-		}
-	}
 	for i := 0; i < len(anew); i += sampled {
 		s.sample = append(s.sample, RowName{Ref: anew[i].Ref, Version: anew[i].Version, Superseded: anew[i].Superseded})
 	}
@@ -584,8 +602,8 @@ func (s *sweep) readBack(ctx context.Context) error {
 			return err
 		}
 		for _, row := range rows {
-			if row.Key.Wrapped == nil {
-				continue // erased
+			if row.Erased {
+				continue
 			}
 			aead, err := s.rowAEAD(ctx, row)
 			if err == nil {

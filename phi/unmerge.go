@@ -171,7 +171,7 @@ func (m *mover) part(ctx context.Context) *Error {
 	if e := m.assignKeys(ctx, changes, nil); e != nil {
 		return e
 	}
-	if e := m.commit(ctx, changes, nil); e != nil {
+	if e := m.put(ctx, changes); e != nil {
 		return e
 	}
 	return m.fetchBoth(ctx)
