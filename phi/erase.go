@@ -35,6 +35,8 @@ type Erasure struct {
 	DecidedBy    string // who executed or withdrew it
 	DecidedAt    time.Time
 	Certificate  []byte // signed, of an executed one; see Certificate
+
+	also []string // the same person's other ids, as far as they were looked up by now
 }
 
 // ErasureScope is what an erasure destroys, and what it makes unreadable by that. Everything is counted as of one moment.
@@ -226,6 +228,7 @@ func (x *Erasures) Approve(ctx context.Context, who Officer, id UUID) (*Certific
 			return fault
 		}
 		return erasureFault(x.storage.Erase(ctx, id, by, subject, func(scope *ErasureScope) ([]byte, error) {
+			e.also = scope.Patients[1:]
 			made = newCertificate(e, by, x.records.now().UTC().Truncate(time.Millisecond), scope, intent)
 			text, err := made.Text()
 			if err != nil {
@@ -260,6 +263,7 @@ func (x *Erasures) Tell(ctx context.Context) (n int, err error) {
 		}
 		if c, err := ReadCertificate(e.Certificate); err == nil && len(c.Events) == 2 {
 			done.Correlation, _ = audit.ParseID(c.Events[1])
+			done.Entities = append(done.Entities, patients(c.Patients[min(1, len(c.Patients)):])...)
 		}
 		if _, err := x.records.log.Record(ctx, x.level, done); err != nil {
 			return n, unavailable(err)
@@ -268,6 +272,16 @@ func (x *Erasures) Tell(ctx context.Context) (n int, err error) {
 		n++
 	}
 	return n, nil
+}
+
+// patients names those who were erased with another in an event: a restore of older backups, in which they are not one person yet, asks for
+// them.
+func patients(ids []string) []audit.Entity {
+	var all []audit.Entity
+	for _, id := range ids {
+		all = append(all, audit.Entity{Type: "Patient", ID: id})
+	}
+	return all
 }
 
 // tellAfter is how long whoever executed an erasure has to record its outcome.
@@ -293,6 +307,7 @@ func (x *Erasures) administer(ctx context.Context, who Officer, interaction stri
 			if fhir.ValidID(about.Patient) {
 				e.Patient = about.Patient
 			}
+			e.Entities = append(e.Entities, patients(about.also)...)
 		}
 		return e
 	}

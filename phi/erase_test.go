@@ -32,7 +32,7 @@ func TestErasureOutcomeIsTold(t *testing.T) {
 	}
 	var made []byte
 	err = room.Storage.Erase(t.Context(), e.ID, "Amari", scope.Subjects[0], func(*phi.ErasureScope) ([]byte, error) {
-		c := phi.Certificate{Erasure: e.ID.String(), Events: []string{e.RequestEvent.String(), "01234567-89ab-7def-8123-456789abcdef"}}
+		c := phi.Certificate{Erasure: e.ID.String(), Patients: []string{"p-1", "p-0"}, Events: []string{e.RequestEvent.String(), "01234567-89ab-7def-8123-456789abcdef"}}
 		text, err := c.Text()
 		made = []byte(text)
 		return made, err
@@ -53,7 +53,8 @@ func TestErasureOutcomeIsTold(t *testing.T) {
 	if err != nil || len(found.Events) != 1 {
 		t.Fatalf("%d events, %v", len(found.Events), err)
 	}
-	if got := found.Events[0].Event; got.Patient != "p-1" || got.Agent.User != "Amari" || got.Correlation.String() != "01234567-89ab-7def-8123-456789abcdef" || got.Outcome != audit.Success {
+	if got := found.Events[0].Event; got.Patient != "p-1" || got.Agent.User != "Amari" || got.Correlation.String() != "01234567-89ab-7def-8123-456789abcdef" || got.Outcome != audit.Success ||
+		len(got.Entities) != 2 || got.Entities[1] != (audit.Entity{Type: "Patient", ID: "p-0"}) {
 		t.Errorf("told %+v", got)
 	}
 	if c, err := phi.ReadCertificate(made); err != nil || c.Erasure != e.ID.String() {

@@ -429,16 +429,32 @@ func (r *rooms) shredded(ctx context.Context) (all []postgres.Shredded, err erro
 			return nil, fmt.Errorf("asking the trail for erasures: %w", err)
 		}
 		for _, e := range found.Events {
-			for _, about := range e.Event.Entities {
-				if id, err := audit.ParseID(about.ID); about.Type == "Erasure" && err == nil && e.Event.Patient != "" {
-					all = append(all, postgres.Shredded{Patient: e.Event.Patient, Erasure: id, At: e.Event.Recorded})
-				}
-			}
+			all = append(all, shreddedBy(&e.Event)...)
 		}
 		if q.After = found.Next; q.After == (audit.Position{}) {
 			return all, nil
 		}
 	}
+}
+
+// shreddedBy is whom an event says to be erased: the patient, and those that were merged with it.
+func shreddedBy(e *audit.Event) (all []postgres.Shredded) {
+	var erasure audit.ID
+	patients := []string{e.Patient}
+	for _, about := range e.Entities {
+		switch about.Type {
+		case "Erasure":
+			erasure, _ = audit.ParseID(about.ID) // zero: none of ours
+		case "Patient":
+			patients = append(patients, about.ID)
+		}
+	}
+	for _, patient := range patients {
+		if patient != "" && erasure != (audit.ID{}) {
+			all = append(all, postgres.Shredded{Patient: patient, Erasure: erasure, At: e.Recorded})
+		}
+	}
+	return all
 }
 
 // opens verifies a backup of keys before anything is touched: its files, and that each key in it opens with the roots.

@@ -251,6 +251,9 @@ func (d *DB) RestoreKeys(ctx context.Context, b *Backup, shredded []Shredded, fo
 				}
 			}
 		}
+		if err := r.forget(ctx); err != nil {
+			return err
+		}
 		if err := r.compare(ctx); err != nil {
 			return err
 		}
@@ -323,6 +326,8 @@ func (r *keyRestore) insertSQL(table string) string {
 	case "phi_key":
 		values = strings.Replace(values, "b.state", `CASE WHEN b.state = 'active' AND EXISTS (SELECT FROM phi_key k
 			WHERE k.subject = b.subject AND k.segment = b.segment AND k.state = 'active') THEN 'decrypt_only' ELSE b.state END`, 1)
+		// Renewals count from one in a new database: none of them has replaced this key.
+		values = strings.Replace(values, "b.renewal", "0", 1)
 		source += `WHERE NOT EXISTS (SELECT FROM phi_erased e WHERE e.subject = b.subject)`
 	case "index_generation":
 		if r.force { // tokens that were minted under another one are gone, or here and so is the generation
@@ -391,6 +396,22 @@ func (r *keyRestore) erase(ctx context.Context, shredded []Shredded) error {
 			SELECT subject, $1, $2, $3 FROM record WHERE type = 'Patient' AND id = $1 AND subject <> '00000000-0000-0000-0000-000000000000'
 			ON CONFLICT DO NOTHING`, s.Patient, [16]byte(s.Erasure), s.At); err != nil {
 			return bare("noting erased subjects", err)
+		}
+	}
+	return nil
+}
+
+// forget removes what leads to the records of erased subjects, and is in data that was backed up before they were erased.
+func (r *keyRestore) forget(ctx context.Context) error {
+	const erased = ` t USING phi_erased e, record r WHERE r.subject = e.subject AND `
+	for _, sql := range []string{
+		`DELETE FROM index_token` + erased + `t.type = r.type AND t.id = r.id`,
+		`DELETE FROM record_patient` + erased + `t.type = r.type AND t.id = r.id`,
+		`DELETE FROM treatment` + erased + `t.type <> '' AND t.type = r.type AND t.id = r.id`,
+		`DELETE FROM treatment` + erased + `r.type = 'Patient' AND t.patient = r.id`,
+	} {
+		if _, err := r.tx.Exec(ctx, sql); err != nil {
+			return bare("forgetting erased subjects", err)
 		}
 	}
 	return nil
