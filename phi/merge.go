@@ -355,10 +355,10 @@ func (m *mover) finishing(ctx context.Context, rest func(context.Context) (bool,
 	}
 	defer release()
 	done, e := rest(ctx)
-	if e != nil && ctx.Err() == nil {
+	if e != nil && ctx.Err() == nil && !errors.Is(e, ErrVersion) {
 		return nil, e
 	}
-	if done = done && e == nil; done { // otherwise the caller's time is over, and the next who takes it up goes on
+	if done = done && e == nil; done { // otherwise the caller's time is over, or others write all the time: the next who takes it up goes on
 		if e := m.tell(context.WithoutCancel(ctx), audit.Success); e != nil {
 			return nil, e
 		}

@@ -398,8 +398,10 @@ func TestMergeWhileOthersWrite(t *testing.T) {
 	time.Sleep(200 * time.Millisecond)
 	close(stop)
 	wg.Wait()
-	if !(outs[0] != nil && outs[0].Done) && !(outs[1] != nil && outs[1].Done) {
-		t.Fatalf("merges: %+v, %+v", outs[0], outs[1])
+	if !(outs[0] != nil && outs[0].Done) && !(outs[1] != nil && outs[1].Done) { // the writers outran it
+		if out, err := c.merges.Merge(c.ctx, c.caller(), phi.MergeRequest{Source: "src", Target: "tgt"}); err != nil || !out.Done {
+			t.Fatalf("merges: %+v, %+v, %+v, %v", outs[0], outs[1], out, err)
+		}
 	}
 	if len(written) == 0 {
 		t.Fatal("nothing was written meanwhile")
@@ -414,6 +416,37 @@ func TestMergeWhileOthersWrite(t *testing.T) {
 		t.Errorf("%d records are left behind", n)
 	}
 	c.opens("o%", "w%", "src", "tgt")
+}
+
+// TestMergeOutrun merges a chart of which one record is changed by somebody else whenever the merge comes to it: the merge is under way, not
+// refused, and is done when that ends.
+func TestMergeOutrun(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	c := openChart(t, d)
+	c.patient("src", "1")
+	c.patient("tgt", "2")
+	c.observation("o1", "src", "first")
+	for _, sql := range []string{ // an update that finds no row is one that lost
+		`CREATE FUNCTION outrun() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'`,
+		`CREATE TRIGGER outrun BEFORE UPDATE ON record FOR EACH ROW WHEN (OLD.id = 'o1') EXECUTE FUNCTION outrun()`,
+	} {
+		if _, err := c.sql.Exec(c.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	req := phi.MergeRequest{Source: "src", Target: "tgt"}
+	if out, err := c.merges.Merge(c.ctx, c.caller(), req); err != nil || out.Done {
+		t.Fatalf("outrun: %+v, %v", out, err)
+	}
+	if _, err := c.sql.Exec(c.ctx, `DROP TRIGGER outrun ON record`); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := c.merges.Merge(c.ctx, c.caller(), req); err != nil || !out.Done {
+		t.Fatalf("afterwards: %+v, %v", out, err)
+	}
+	if text := c.text(phi.Ref{Type: "Observation", ID: "o1"}); !strings.Contains(text, "Patient/tgt") {
+		t.Errorf("the record is %s", text)
+	}
 }
 
 func mergeBody(source, target, more string) string {
