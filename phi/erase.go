@@ -67,6 +67,7 @@ var (
 	ErrErasureDecided = errors.New("phi: the erasure is decided")
 	ErrOnePerson      = errors.New("phi: who asked for an erasure does not execute it")
 	ErrHeld           = errors.New("phi: a legal hold stands")
+	ErrErasureGrown   = errors.New("phi: the patient was merged since the erasure was asked for")
 )
 
 // ErasureStorage keeps requests to erase, and erases. Safe for concurrent use.
@@ -90,8 +91,8 @@ type ErasureStorage interface {
 	// being placed), and deletes the data keys of all segments, the index tokens, the compartments and the treatment
 	// relationships. The subjects are noted as erased: no key comes back to them. Other instances are told when it commits.
 	// certify is called with what was destroyed before the commit; its result is stored with the request. It also fails
-	// with ErrNotFound, ErrErasureDecided, ErrOnePerson, ErrMerge while a merge of the patient is under way and, when the patient has
-	// another subject by now, ErrVersion.
+	// with ErrNotFound, ErrErasureDecided, ErrOnePerson, ErrMerge while a merge of the patient is under way, ErrErasureGrown when one was
+	// begun after the request (more would go than was asked for) and, when the patient has another subject by now, ErrVersion.
 	Erase(ctx context.Context, id UUID, by string, subject UUID, certify func(*ErasureScope) ([]byte, error)) error
 }
 
@@ -372,6 +373,8 @@ func erasureFault(err error) *Error {
 		return fail(Denied, "forbidden", "who asked for an erasure does not execute it: another person must")
 	case errors.Is(err, ErrHeld):
 		return fail(Conflict, "business-rule", "a legal hold stands on the patient, or on a time at which one of the records was made").because(err)
+	case errors.Is(err, ErrErasureGrown):
+		return fail(Conflict, "business-rule", "the patient was merged since this was asked for, and more would go: withdraw it, and ask anew")
 	case errors.Is(err, ErrMerge):
 		return fail(Conflict, "business-rule", "a merge of the patient is under way: when it is done, the person is erased whole")
 	case errors.Is(err, ErrVersion):

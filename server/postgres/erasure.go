@@ -204,13 +204,16 @@ func (s *erasureStorage) Erase(ctx context.Context, id phi.UUID, by string, subj
 		if err != nil {
 			return err
 		}
-		var merging bool
-		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM phi_merge WHERE state IN ('merging', 'unmerging') AND (source = ANY ($1) OR target = ANY ($1)))`,
-			scope.Patients).Scan(&merging); err != nil {
+		var merging, merged bool
+		if err := tx.QueryRow(ctx, `SELECT coalesce(bool_or(state <> 'merged'), false), coalesce(bool_or(begun_at > $2), false) FROM phi_merge
+			WHERE state <> 'unmerged' AND (source = ANY ($1) OR target = ANY ($1))`, scope.Patients, e.RequestedAt).Scan(&merging, &merged); err != nil {
 			return err
 		}
-		if merging {
+		switch {
+		case merging:
 			return phi.ErrMerge
+		case merged:
+			return phi.ErrErasureGrown
 		}
 		if err := refuseHeld(ctx, tx, scope); err != nil {
 			return err

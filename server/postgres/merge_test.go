@@ -57,7 +57,13 @@ func TestErasedWhileMerged(t *testing.T) {
 	}
 	merge := phi.UUID(random16())
 	must(t, admin, `INSERT INTO phi_merge (`+mergeColumns+`) VALUES ('`+merge.String()+`', 'src', 'tgt', '`+before.String()+`', '`+subject.String()+`', 1, 'merged', 'x', now())`)
-	if err := s.Erase(ctx, requestOf(t, s, "tgt").ID, "Amari", subject, sure); err != nil {
+	e := requestOf(t, s, "tgt")
+	must(t, admin, `UPDATE phi_merge SET begun_at = begun_at + interval '1 minute'`)
+	if err := s.Erase(ctx, e.ID, "Amari", subject, sure); !errors.Is(err, phi.ErrErasureGrown) {
+		t.Errorf("merged since the request: %v", err)
+	}
+	must(t, admin, `UPDATE phi_merge SET begun_at = begun_at - interval '1 hour'`)
+	if err := s.Erase(ctx, e.ID, "Amari", subject, sure); err != nil {
 		t.Fatal(err)
 	}
 	k := testKey(before)

@@ -29,7 +29,8 @@ CREATE TRIGGER tell AFTER INSERT OR UPDATE OR DELETE ON index_generation FOR EAC
 
 -- Lets the program choose how names are indexed while there is nothing in the index. Who had minted under the generation that was there
 -- holds it until the record is in, or finds it gone.
-CREATE FUNCTION choose_index(wanted text, rules smallint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER SET search_path = public AS $$
+CREATE FUNCTION choose_index(wanted text, rules smallint) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
+  SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE newest integer;
 BEGIN
   PERFORM FROM index_generation ORDER BY id FOR UPDATE;
