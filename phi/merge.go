@@ -302,6 +302,11 @@ func (m *mover) tell(ctx context.Context, outcome audit.Outcome) *Error {
 // merge begins a merge, or takes it up, and moves what there is to move.
 func (m *mover) merge(ctx context.Context) (*MergeOutcome, *Error) {
 	known, err := m.st.MergeOf(ctx, m.req.Source)
+	if err == nil {
+		if e := m.genuine(ctx, known); e != nil {
+			return nil, e
+		}
+	}
 	switch {
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return nil, unavailable(err)
@@ -326,9 +331,10 @@ func (m *mover) merge(ctx context.Context) (*MergeOutcome, *Error) {
 			by = p.Subject
 		}
 		known = &Merge{
-			ID: newUUID(), Source: m.req.Source, Target: m.req.Target, SourceSubject: m.source.Subject, TargetSubject: m.target.Subject,
-			TargetVersion: m.target.Version, State: Merging, By: by, Begun: m.now().UTC(),
+			Source: m.req.Source, Target: m.req.Target, SourceSubject: m.source.Subject, TargetSubject: m.target.Subject,
+			TargetVersion: m.target.Version, State: Merging, By: by, Begun: m.now().UTC().Truncate(time.Microsecond),
 		}
+		known.ID = m.mergeID(known)
 		switch err := m.st.BeginMerge(ctx, known); {
 		case errors.Is(err, ErrMerge):
 			return nil, conflicting()
@@ -338,6 +344,23 @@ func (m *mover) merge(ctx context.Context) (*MergeOutcome, *Error) {
 	}
 	m.of = known
 	return m.finishing(ctx, m.moveAll)
+}
+
+// mergeID is the id of a merge: a keyed digest of what does not change of it. Interrupted merges are taken up from the database, and who
+// writes there must not have us move charts.
+func (m *mover) mergeID(of *Merge) UUID {
+	return UUID(m.keyed("merge", fmt.Appendf(nil, "%q %q %x %d %q %d", of.Source, of.Target, of.TargetSubject, of.TargetVersion, of.By, of.Begun.UnixMicro())))
+}
+
+// genuine refuses, with an alert, a stored merge that was not begun by this deployment.
+func (m *mover) genuine(ctx context.Context, known *Merge) *Error {
+	if known.ID == m.mergeID(known) && (known.State != Merging || m.source.merged() || m.source.Subject == known.SourceSubject) {
+		return nil
+	}
+	if e := m.alert(ctx, m.source, "a stored merge is not one that was begun here"); e != nil {
+		return e
+	}
+	return fail(Integrity, "exception", "the stored merge failed its integrity check")
 }
 
 func conflicting() *Error {

@@ -69,7 +69,7 @@ type Records struct {
 	unique   []string
 	pages    cipher.AEAD // seals paging cursors
 	queries  cipher.AEAD // seals search text in events
-	imports  []byte      // HMAC key of ids and digests of imported content
+	imports  []byte      // HMAC key of ids and digests of imported content, and of merges
 	memory   sync.Pool   // of *[]byte, where rows are opened; cleared before it gets back
 }
 

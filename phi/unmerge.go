@@ -23,6 +23,9 @@ func (m *mover) unmerge(ctx context.Context) (*MergeOutcome, *Error) {
 	case known.State == Merging, m.target.merged():
 		return nil, conflicting() // the other merge ends, or is undone, first
 	}
+	if e := m.genuine(ctx, known); e != nil {
+		return nil, e
+	}
 	m.of = known
 	if m.req.Preview {
 		return m.previewUnmerge(ctx)

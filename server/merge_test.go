@@ -449,6 +449,46 @@ func TestMergeOutrun(t *testing.T) {
 	}
 }
 
+// TestMergeForged has a superuser write merges into the database: the server moves nothing by them, and says so.
+func TestMergeForged(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	c := openChart(t, d)
+	for i, id := range []string{"src", "tgt", "mine"} {
+		c.patient(id, fmt.Sprint(i))
+		c.observation("o-"+id, id, "first")
+	}
+	exec := func(sql string) {
+		t.Helper()
+		if _, err := c.sql.Exec(c.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	subject := `(SELECT subject FROM record WHERE type = 'Patient' AND id = '%s')`
+	exec(`INSERT INTO phi_merge (id, source, target, source_subject, target_subject, target_version, state, begun_by) VALUES (gen_random_uuid(), 'src', 'mine', ` +
+		fmt.Sprintf(subject, "src") + `, ` + fmt.Sprintf(subject, "mine") + `, 1, 'merging', 'registrar-lee')`)
+	refused := func(what string) {
+		t.Helper()
+		if n, err := c.merges.Resume(c.ctx, c.caller()); n != 0 || kindOf(err) != phi.Integrity {
+			t.Errorf("%s: %d merges, %v", what, n, err)
+		}
+		if text := c.text(phi.Ref{Type: "Observation", ID: "o-src"}); !strings.Contains(text, "Patient/src") && !strings.Contains(text, "Patient/tgt") {
+			t.Errorf("%s: the record is %s", what, text)
+		}
+	}
+	refused("forged")
+	exec(`DELETE FROM phi_merge`)
+	req := phi.MergeRequest{Source: "src", Target: "tgt"}
+	if out, err := c.merges.Merge(c.ctx, c.caller(), req); err != nil || !out.Done {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	exec(`UPDATE phi_merge SET state = 'unmerging', target = 'mine', target_subject = ` + fmt.Sprintf(subject, "mine"))
+	refused("turned elsewhere")
+	exec(`UPDATE phi_merge SET state = 'merged', target = 'tgt', target_subject = ` + fmt.Sprintf(subject, "tgt"))
+	if out, err := c.merges.Unmerge(c.ctx, c.caller(), req); err != nil || !out.Done {
+		t.Errorf("%+v, %v", out, err)
+	}
+}
+
 func mergeBody(source, target, more string) string {
 	return `{"resourceType":"Parameters","parameter":[{"name":"source-patient","valueReference":{"reference":"Patient/` + source + `"}},
 		{"name":"target-patient","valueReference":{"reference":"Patient/` + target + `"}}` + more + `]}`
