@@ -318,10 +318,10 @@ func (m *mover) merge(ctx context.Context) (*MergeOutcome, *Error) {
 	if m.req.Preview {
 		return m.preview(ctx)
 	}
-	if e := m.tell(ctx, audit.Intent); e != nil {
-		return nil, e
-	}
 	if known == nil {
+		if e := m.tell(ctx, audit.Intent); e != nil {
+			return nil, e
+		}
 		// The result is made before anything is begun: what is wrong with it is said now.
 		if _, e := m.result(ctx); e != nil {
 			return nil, e
@@ -373,10 +373,21 @@ func (m *mover) finishing(ctx context.Context, rest func(context.Context) (bool,
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	if !ok { // somebody else is at it
-		return m.outcome(ctx, false)
+	if !ok { // somebody else is at it, and tells
+		return &MergeOutcome{}, nil
 	}
 	defer release()
+	switch now, err := m.st.MergeOf(ctx, m.req.Source); {
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return nil, unavailable(err)
+	case err != nil || now.ID != m.of.ID || now.State != m.of.State: // somebody else has ended it, and told
+		return &MergeOutcome{}, nil
+	}
+	if len(m.receipt.Events()) == 0 { // taken up
+		if e := m.tell(ctx, audit.Intent); e != nil {
+			return nil, e
+		}
+	}
 	done, e := rest(ctx)
 	if e != nil && ctx.Err() == nil && !errors.Is(e, ErrVersion) {
 		return nil, e

@@ -30,10 +30,10 @@ func (m *mover) unmerge(ctx context.Context) (*MergeOutcome, *Error) {
 	if m.req.Preview {
 		return m.previewUnmerge(ctx)
 	}
-	if e := m.tell(ctx, audit.Intent); e != nil {
-		return nil, e
-	}
 	if known.State == Merged {
+		if e := m.tell(ctx, audit.Intent); e != nil {
+			return nil, e
+		}
 		known.SourceSubject, known.State = newUUID(), Unmerging
 		switch err := m.st.BeginUnmerge(ctx, known.ID, known.SourceSubject); {
 		case errors.Is(err, ErrMerge):

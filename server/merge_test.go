@@ -438,6 +438,39 @@ func TestMergeOutrun(t *testing.T) {
 	if out, err := c.merges.Merge(c.ctx, c.caller(), req); err != nil || out.Done {
 		t.Fatalf("outrun: %+v, %v", out, err)
 	}
+	// While somebody else is at it, whoever asks learns that it is under way, and the trail tells of no second one.
+	st, err := c.db.Merges(c.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	begun, err := st.MergeOf(c.ctx, "src")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, ok, err := st.Claim(c.ctx, begun.ID)
+	if err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	told := func() int {
+		t.Helper()
+		if err := c.log.Drain(c.ctx); err != nil {
+			t.Fatal(err)
+		}
+		got, err := c.db.Trail().Find(c.ctx, audit.Query{Terms: []audit.Term{audit.Is(audit.FieldInteraction, "patient-merge")}, Limit: 200})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(got.Events)
+	}
+	before := told()
+	if out, err := c.merges.Merge(c.ctx, c.caller(), req); err != nil || out.Done {
+		t.Errorf("beside somebody else: %+v, %v", out, err)
+	}
+	if n := told(); before == 0 || n != before {
+		t.Errorf("%d events of a merge before, %d after a second one asked", before, n)
+	}
+	release()
 	if _, err := c.sql.Exec(c.ctx, `DROP TRIGGER outrun ON record`); err != nil {
 		t.Fatal(err)
 	}
