@@ -89,10 +89,11 @@ type ErasureStorage interface {
 	// Erase executes a request in one transaction: it waits for writers that hold the subject's data keys, refuses while a
 	// legal hold stands on the person or on a time at which one of their versions was made (ErrHeld, also against a hold that is
 	// being placed), and deletes the data keys of all segments, the index tokens, the compartments and the treatment
-	// relationships. The subjects are noted as erased: no key comes back to them. Other instances are told when it commits.
-	// certify is called with what was destroyed before the commit; its result is stored with the request. It also fails
-	// with ErrNotFound, ErrErasureDecided, ErrOnePerson, ErrMerge while a merge of the patient is under way, ErrErasureGrown when one was
-	// begun after the request (more would go than was asked for) and, when the patient has another subject by now, ErrVersion.
+	// relationships. The subjects are noted as erased, with those that merged patients had before: no key comes back to them. Other
+	// instances are told when it commits. certify is called with what was destroyed before the commit; its result is stored with
+	// the request. It also fails with ErrNotFound, ErrErasureDecided, ErrOnePerson, ErrMerge while a merge of the patient is under
+	// way, ErrErasureGrown when one was begun after the request (more would go than was asked for) and, when the patient has another
+	// subject by now, ErrVersion.
 	Erase(ctx context.Context, id UUID, by string, subject UUID, certify func(*ErasureScope) ([]byte, error)) error
 }
 

@@ -29,8 +29,8 @@ type ReindexStorage interface {
 	RowsOfGeneration(ctx context.Context, id uint32, limit int) ([]RowName, error)
 	// FetchRows is RotationStorage's.
 	FetchRows(ctx context.Context, rows []RowName) ([]*Sealed, error)
-	// StoreReindexed replaces cells, seal, tokens and generation of the records that still are as they were fetched and that
-	// nobody writes now, and returns how many that were.
+	// StoreReindexed replaces cells, seal, tokens and generation of the records that still are as they were fetched, whose data key
+	// is there and that nobody writes now, and returns how many that were.
 	StoreReindexed(ctx context.Context, rows []Reindexed) (int, error)
 	// RemoveGeneration removes a retiring generation and the secrets of those names, under a lock that no commit passes, unless
 	// a record names it; then it returns false.

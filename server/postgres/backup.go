@@ -228,7 +228,7 @@ type RestoredKeys struct {
 // it was; what the program made at a start without keys gives way. Into one that has other keys than the backup it is
 // ErrKeysThere, unless forced: then what is missing is added, what is there stays as it is, and an added key opens what it
 // sealed and seals nothing new where there is another one. A key of a subject who is erased never comes back: because the
-// database says so, the backup, or the trail (shredded). read is as in RestoreData.
+// database says so, the backup, or the trail (shredded); and what leads to the subject's records goes. read is as in RestoreData.
 func (d *DB) RestoreKeys(ctx context.Context, b *Backup, shredded []Shredded, force bool, read func(table string, copy func(io.Reader) (rows int64, err error)) error) (*RestoredKeys, error) {
 	pool, err := openPool(ctx, d.records.Config().ConnString(), BackupKeys.role(), 1, backupTimeout, pgx.QueryExecModeCacheDescribe)
 	if err != nil {
