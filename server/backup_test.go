@@ -23,7 +23,7 @@ import (
 // scratchDatabase makes a migrated database beside a demo's and returns the flags by which verbs work on it, as on one of production.
 func (d *instance) scratchDatabase(t *testing.T, name string) (flags []string, admin *pgx.Conn) {
 	t.Helper()
-	drop, err := postgres.Scratch(t.Context(), d.DatabaseURL, name)
+	drop, err := postgres.Scratch(t.Context(), d.DatabaseURL, name, name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -310,6 +310,58 @@ func TestDrill(t *testing.T) {
 	}
 	if n := counted(t, admin, `SELECT count(*) FROM pg_database WHERE datname LIKE 'drill%'`); n != 0 {
 		t.Errorf("%d scratch databases are left after a failure", n)
+	}
+}
+
+// A drill that is killed leaves data and keys side by side; the next one takes them away, and leaves those of one that still runs.
+func TestDrillKilled(t *testing.T) {
+	d := demoFresh(t, "--patients", "1")
+	folder := t.TempDir()
+	for _, running := range []bool{false, true} {
+		dir, release, err := drillFolder(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		drop, err := postgres.Scratch(t.Context(), d.DatabaseURL, fmt.Sprintf("drill_%t", running), "drill_running")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if running {
+			defer drop() //nolint:errcheck // the cluster goes, too
+			defer release()
+			continue
+		}
+		// As after a kill: the lock is gone, the rest is there.
+		if err := drop(); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		if err := os.MkdirAll(filepath.Join(dir, "keys-before"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		admin, err := pgx.Connect(t.Context(), d.DatabaseURL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer admin.Close(t.Context())
+		if _, err := admin.Exec(t.Context(), `CREATE DATABASE drill_false`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, errs, code := d.verb(t, "keys", "drill", "--data", d.dir, "--folder", folder); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, errs)
+	}
+	left, err := filepath.Glob(filepath.Join(folder, "*"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("folders: %v, %v, want that of the drill that runs", left, err)
+	}
+	admin, err := pgx.Connect(t.Context(), d.DatabaseURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(t.Context())
+	if dead, alive := counted(t, admin, `SELECT count(*) FROM pg_database WHERE datname = 'drill_false'`), counted(t, admin, `SELECT count(*) FROM pg_database WHERE datname LIKE 'drill%'`); dead != 0 || alive != 1 {
+		t.Errorf("scratch databases: %d of a dead drill, %d in all", dead, alive)
 	}
 }
 

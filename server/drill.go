@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -105,14 +106,43 @@ func (v *keysDrillVerb) Run(ctx context.Context, t terminal) error {
 			drillEvidence: &drillEvidence{Format: "chartkeep drill v1", Program: version(), By: operator(v.By), Began: time.Now().UTC()},
 			verb:          v, term: t, rooms: r, settings: s, text: map[string][]byte{}, drop: func() error { return nil },
 		}
-		if d.dir, err = os.MkdirTemp(v.Folder, "chartkeep-drill-"); err != nil {
+		var release func()
+		if d.dir, release, err = drillFolder(v.Folder); err != nil {
 			return fmt.Errorf("making a folder for the drill: %w", err)
 		}
-		defer os.RemoveAll(d.dir)
+		defer release()
 		e := audit.Event{Type: audit.TypePolicy, Interaction: "keys-drill", Action: audit.ActionExecute}
 		failed := r.change(ctx, d.By, e, func() error { return d.run(ctx) })
 		return errors.Join(failed, d.leave(context.WithoutCancel(ctx)))
 	})
+}
+
+// drillFolder makes a folder that is gone after release, and removes those of drills that were killed: data and keys lie in them side by side.
+func drillFolder(under string) (dir string, release func(), err error) {
+	const prefix, lock = "chartkeep-drill-", "lock" // held while the drill runs
+	left, err := filepath.Glob(filepath.Join(cmp.Or(under, os.TempDir()), prefix+"*"))
+	if err != nil {
+		return "", nil, err
+	}
+	for _, old := range left {
+		if i, err := os.Lstat(old); err != nil || !i.IsDir() {
+			continue
+		}
+		if held, err := (audit.OS{}).Lock(filepath.Join(old, lock)); err == nil {
+			err = errors.Join(os.RemoveAll(old), held.Close())
+			if err != nil {
+				return "", nil, err
+			}
+		}
+	}
+	if dir, err = os.MkdirTemp(under, prefix); err != nil {
+		return "", nil, err
+	}
+	held, err := (audit.OS{}).Lock(filepath.Join(dir, lock))
+	if err != nil {
+		return "", nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return dir, func() { _ = errors.Join(os.RemoveAll(dir), held.Close()) }, nil
 }
 
 // run goes through the steps, and cleans up whatever became of them.
@@ -246,8 +276,9 @@ func (d *drill) prepare(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("reading %s: database_url is not a URL", demoJSON)
 	}
-	name := "drill_" + strings.ToLower(rand.Text())
-	if d.drop, err = postgres.Scratch(ctx, f.DatabaseURL, name); err != nil {
+	const prefix = "drill_"
+	name := prefix + strings.ToLower(rand.Text())
+	if d.drop, err = postgres.Scratch(ctx, f.DatabaseURL, name, prefix); err != nil {
 		return err
 	}
 	admin.Path = "/" + name
