@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/chartkeep/chartkeep/phi/fhir"
@@ -155,6 +156,19 @@ func (g IndexGeneration) secrets() map[TokenKind]string {
 		}
 	}
 	return names
+}
+
+// SecretGeneration is the generation of index keys that a secret is of, by its name; 0 when it is of none.
+func SecretGeneration(name string) uint32 {
+	if !strings.HasPrefix(name, "index-") {
+		return 0
+	}
+	_, number, later := strings.Cut(name, "/")
+	if !later {
+		return 1
+	}
+	id, _ := strconv.ParseUint(number, 10, 32)
+	return uint32(id)
 }
 
 // KeysChanged makes the next lookup or mint ask what index generations there are.

@@ -114,6 +114,9 @@ var (
 	ErrVersion  = errors.New("phi: row has another version")
 	ErrGuard    = errors.New("phi: a matching record exists")
 	ErrKey      = errors.New("phi: data key is there no more")
+
+	// ErrSecretLost says that a secret is missing under which records are indexed. Another in its place would hide them.
+	ErrSecretLost = errors.New("phi: an index key is missing that records are indexed under; put it back with: chartkeep keys restore")
 )
 
 // Storage keeps sealed rows. It sees ciphertext, tokens and pseudonyms only, so that every rule above it runs unchanged
@@ -145,7 +148,8 @@ type Storage interface {
 	EnsureKey(ctx context.Context, candidate WrappedKey) (WrappedKey, error)
 
 	// Secret returns the wrapped organisation secret of that name (index keys, cursor key), storing candidate first when
-	// there is none: whoever comes first wins, all get the same.
+	// there is none: whoever comes first wins, all get the same. The secret of an index generation under which there are
+	// records is not made anew: ErrSecretLost.
 	Secret(ctx context.Context, name string, candidate WrappedKey) (WrappedKey, error)
 
 	// IndexGenerations returns the generations of index keys that are there, by id; one of them is active.

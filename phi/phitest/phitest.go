@@ -387,6 +387,12 @@ func (s *Storage) Secret(_ context.Context, name string, candidate phi.WrappedKe
 		return phi.WrappedKey{}, err
 	}
 	if _, ok := s.secrets[name]; !ok {
+		generation := phi.SecretGeneration(name)
+		for ref := range s.records {
+			if generation != 0 && s.current(ref).IndexID == generation {
+				return phi.WrappedKey{}, phi.ErrSecretLost
+			}
+		}
 		s.secrets[name] = candidate
 	}
 	return s.secrets[name], nil

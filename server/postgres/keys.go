@@ -133,13 +133,17 @@ func (s *recordStorage) EnsureKey(ctx context.Context, k phi.WrappedKey) (phi.Wr
 // Secret implements phi.Storage.
 func (s *recordStorage) Secret(ctx context.Context, name string, k phi.WrappedKey) (phi.WrappedKey, error) {
 	if _, err := s.pool.Exec(ctx, `INSERT INTO phi_secret (name, subject, segment, key_id, kek, wrapped)
-		VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING`,
-		name, [16]byte(k.Subject), k.Segment, k.KeyID, k.KEK, k.Wrapped); err != nil {
+		SELECT $1, $2::uuid, $3::integer, $4::bigint, $5, $6::bytea WHERE NOT EXISTS (SELECT FROM record WHERE index_id = $7)
+		ON CONFLICT DO NOTHING`,
+		name, [16]byte(k.Subject), k.Segment, k.KeyID, k.KEK, k.Wrapped, phi.SecretGeneration(name)); err != nil {
 		return phi.WrappedKey{}, bare("storing secret", err)
 	}
 	var stored phi.WrappedKey
 	err := s.pool.QueryRow(ctx, `SELECT subject, segment, key_id, kek, wrapped FROM phi_secret WHERE name = $1`, name).
 		Scan((*[16]byte)(&stored.Subject), &stored.Segment, &stored.KeyID, &stored.KEK, &stored.Wrapped)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return phi.WrappedKey{}, phi.ErrSecretLost
+	}
 	if err != nil {
 		return phi.WrappedKey{}, bare("fetching secret", err)
 	}

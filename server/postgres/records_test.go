@@ -288,6 +288,28 @@ func TestSecretsAndKeys(t *testing.T) {
 	}
 }
 
+// TestIndexSecretIsNotMadeAnew: another key in the place of a lost one would hide what is indexed.
+func TestIndexSecretIsNotMadeAnew(t *testing.T) {
+	db, name := open(t)
+	keyed(t, db)
+	s, ctx := db.Records(), t.Context()
+	if _, err := s.Secret(ctx, "index-identifier", testKey(phi.UUID{1})); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Commit(ctx, []phi.Write{write(phi.Ref{Type: "Patient", ID: "p"}, 1, "p")}, nil); err != nil {
+		t.Fatal(err)
+	}
+	must(t, connect(t, name, ""), `DELETE FROM phi_secret WHERE name = 'index-identifier'`)
+	if _, err := s.Secret(ctx, "index-identifier", testKey(phi.UUID{2})); !errors.Is(err, phi.ErrSecretLost) {
+		t.Errorf("a lost secret was made anew: %v", err)
+	}
+	for _, other := range []string{"index-identifier/2", "page"} {
+		if _, err := s.Secret(ctx, other, testKey(phi.UUID{3})); err != nil {
+			t.Errorf("%s: %v", other, err)
+		}
+	}
+}
+
 // TestLikeMemory plays random calls on PostgreSQL and on the storage in memory: both must answer alike.
 func TestLikeMemory(t *testing.T) {
 	db, name := open(t)
