@@ -195,10 +195,16 @@ func (s *erasureStorage) Erase(ctx context.Context, id phi.UUID, by string, subj
 		if e.State != phi.ErasureRequested {
 			return phi.ErrErasureDecided
 		}
-		// Writers hold the keys that sealed their rows to the end of their transactions, and so does whoever adds a key beside others.
-		// From here on, what they wrote is there to be counted, and nobody writes any more.
-		if _, err := tx.Exec(ctx, `SELECT FROM phi_key WHERE subject = $1 ORDER BY subject, segment, key_id FOR UPDATE`, [16]byte(subject)); err != nil {
-			return err
+		// Writers hold the keys that sealed their rows to the end of their transactions, and so does whoever adds a key beside others:
+		// one that came while the others were waited for is held by the next look. From here on, what they wrote is there to be
+		// counted, and nobody writes any more.
+		for held, before := int64(0), int64(-1); held != before; {
+			before = held
+			locked, err := tx.Exec(ctx, `SELECT FROM phi_key WHERE subject = $1 ORDER BY subject, segment, key_id FOR UPDATE`, [16]byte(subject))
+			if err != nil {
+				return err
+			}
+			held = locked.RowsAffected()
 		}
 		scope, err := erasureScope(ctx, tx, e.Patient, subject)
 		if err != nil {
