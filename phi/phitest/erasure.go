@@ -156,18 +156,24 @@ func (s *Storage) ToldErasure(_ context.Context, id phi.UUID) error {
 	return err
 }
 
+// waiting returns a request that is not decided yet.
+func (s *Storage) waiting(id phi.UUID) (*phi.Erasure, error) {
+	e, err := s.request(id)
+	if err == nil && e.State != phi.ErasureRequested {
+		err = phi.ErrErasureDecided
+	}
+	return e, err
+}
+
 func (s *Storage) WithdrawErasure(_ context.Context, id phi.UUID, by string) error {
 	unlock, err := s.read("WithdrawErasure")
 	defer unlock()
 	if err != nil {
 		return err
 	}
-	e, err := s.request(id)
-	switch {
-	case err != nil:
+	e, err := s.waiting(id)
+	if err != nil {
 		return err
-	case e.State != phi.ErasureRequested:
-		return phi.ErrErasureDecided
 	}
 	e.State, e.DecidedBy, e.DecidedAt = phi.ErasureWithdrawn, by, time.Now()
 	return nil
@@ -179,13 +185,11 @@ func (s *Storage) Erase(_ context.Context, id phi.UUID, by string, subject phi.U
 	if err != nil {
 		return err
 	}
-	e, err := s.request(id)
-	switch {
-	case err != nil:
+	e, err := s.waiting(id)
+	if err != nil {
 		return err
-	case e.State != phi.ErasureRequested:
-		return phi.ErrErasureDecided
-	case e.RequestedBy == by:
+	}
+	if e.RequestedBy == by {
 		return phi.ErrOnePerson
 	}
 	scope, err := s.scope(e.Patient, subject)

@@ -3,6 +3,7 @@ package kmstest
 import (
 	"context"
 	"crypto"
+	"crypto/cipher"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -129,23 +130,25 @@ func (g *GCP) signed(token string) bool {
 
 func sum(b []byte) int64 { return int64(crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))) }
 
-func usable(state State) error {
-	if state != Enabled {
-		return status.Error(codes.FailedPrecondition, "cryptoKeyVersions/1 is not enabled, current state is: DISABLED or DESTROY_SCHEDULED")
+// key begins a call on a key, and returns it when it may be used.
+func (g *GCP) key(ctx context.Context, name string) (cipher.AEAD, error) {
+	if err := g.begin(ctx, name); err != nil {
+		return nil, err
 	}
-	return nil
+	aead, state := g.find(name)
+	switch {
+	case aead == nil:
+		return nil, status.Error(codes.NotFound, "CryptoKey not found")
+	case state != Enabled:
+		return nil, status.Error(codes.FailedPrecondition, "cryptoKeyVersions/1 is not enabled, current state is: DISABLED or DESTROY_SCHEDULED")
+	}
+	return aead, nil
 }
 
 // Encrypt implements kmspb.KeyManagementServiceServer.
 func (g *GCP) Encrypt(ctx context.Context, req *kmspb.EncryptRequest) (*kmspb.EncryptResponse, error) {
-	if err := g.begin(ctx, req.GetName()); err != nil {
-		return nil, err
-	}
-	aead, state := g.find(req.GetName())
-	if aead == nil {
-		return nil, status.Error(codes.NotFound, "CryptoKey not found")
-	}
-	if err := usable(state); err != nil {
+	aead, err := g.key(ctx, req.GetName())
+	if err != nil {
 		return nil, err
 	}
 	if req.GetPlaintextCrc32C().GetValue() != sum(req.GetPlaintext()) ||
@@ -161,14 +164,8 @@ func (g *GCP) Encrypt(ctx context.Context, req *kmspb.EncryptRequest) (*kmspb.En
 
 // Decrypt implements kmspb.KeyManagementServiceServer.
 func (g *GCP) Decrypt(ctx context.Context, req *kmspb.DecryptRequest) (*kmspb.DecryptResponse, error) {
-	if err := g.begin(ctx, req.GetName()); err != nil {
-		return nil, err
-	}
-	aead, state := g.find(req.GetName())
-	if aead == nil {
-		return nil, status.Error(codes.NotFound, "CryptoKey not found")
-	}
-	if err := usable(state); err != nil {
+	aead, err := g.key(ctx, req.GetName())
+	if err != nil {
 		return nil, err
 	}
 	if req.GetCiphertextCrc32C().GetValue() != sum(req.GetCiphertext()) ||
