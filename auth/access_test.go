@@ -27,31 +27,32 @@ func (f *facts) Policy(context.Context) (Policy, error) {
 	return f.policy, f.err
 }
 
-func (f *facts) PolicyVersion(context.Context) (int64, error) {
+func (f *facts) Epochs(context.Context) (Epochs, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.policy.Version, f.err
+	return Epochs{Policy: f.policy.Version, Relationship: f.epoch}, f.err
 }
 
-func (f *facts) RelationshipEpoch(context.Context) (int64, error) {
+func (f *facts) Emergencies(context.Context) ([]Grant, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.epoch, f.err
+	return nil, f.err
 }
 
-func (f *facts) Related(_ context.Context, practitioner string, patients []string) (string, bool, error) {
+func (f *facts) Facts(_ context.Context, a Actor, patients []string) ([]Fact, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.lookups++
 	if f.err != nil {
-		return "", false, f.err
+		return nil, f.err
 	}
-	for _, patient := range patients {
-		if f.related[[2]string{practitioner, patient}] {
-			return "Encounter", true, nil
+	list := make([]Fact, len(patients))
+	for i, patient := range patients {
+		if f.related[[2]string{a.Practitioner, patient}] {
+			list[i].Related = "Encounter"
 		}
 	}
-	return "", false, nil
+	return list, nil
 }
 
 func (f *facts) change(do func()) {
@@ -69,12 +70,12 @@ func (f *facts) asked() int {
 // seed is the policy that a deployment starts with.
 func seed() Policy {
 	p := Policy{Version: 1, Capabilities: []Capability{
-		{"officer", "audit:read"}, {"officer", "latency:read"}, {"security", "audit:read"}, {"security", "metrics:read"},
-		{"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"},
+		{Role: "officer", Name: "audit:read"}, {Role: "officer", Name: "latency:read"}, {Role: "security", Name: "audit:read"}, {Role: "security", Name: "metrics:read"},
+		{Role: "admin", Name: "policy:read"}, {Role: "admin", Name: "policy:write"}, {Role: "admin", Name: "relationships:write"},
 	}}
 	add := func(role, types, interactions, view string, relation Relation, purposes ...string) {
 		for resourceType := range strings.SplitSeq(types, " ") {
-			p.Permissions = append(p.Permissions, Permission{role, resourceType, interactions, view, relation, purposes})
+			p.Permissions = append(p.Permissions, Permission{Role: role, Type: resourceType, Interactions: interactions, View: view, Relation: relation, Purposes: purposes})
 		}
 	}
 	add("clinician", "*", "cruds", "full", RelationTreatment, "TREAT")
@@ -211,7 +212,7 @@ func TestCheck(t *testing.T) {
 			d := a.Check(context.Background(), who[c.who], Request{
 				Interaction: Interaction(c.letter[0]), Type: c.resourceType, Patients: strings.Fields(c.patients), Purpose: c.purpose,
 			})
-			a.relations.cache.Wait()
+			a.known.cache.Wait()
 			name := fmt.Sprintf("%s %s %s of %q for %q", c.who, c.letter, c.resourceType, c.patients, c.purpose)
 			if d.Allowed != (c.reason == ReasonAllowed) || d.Reason != c.reason || d.View != c.view || d.Policy != 1 {
 				t.Errorf("%s: %+v, want %s with view %q", name, d, c.reason, c.view)
@@ -311,7 +312,7 @@ func TestSeparators(t *testing.T) {
 		if d := a.Check(ctx, person("clinician", "user/*.r", "Practitioner/a-b", ""), Request{Interaction: Read, Type: "Patient", Patients: []string{"c"}}); !d.Allowed {
 			t.Fatalf("got %+v", d)
 		}
-		a.relations.cache.Wait()
+		a.known.cache.Wait()
 		if d := a.Check(ctx, person("clinician", "user/*.r", "Practitioner/a", ""), Request{Interaction: Read, Type: "Patient", Patients: []string{"b-c"}}); d.Allowed {
 			t.Fatalf("got %+v", d)
 		}
@@ -337,7 +338,7 @@ func TestRelationshipsAreFollowed(t *testing.T) {
 	if d := read("chen", "pat-1"); !d.Allowed {
 		t.Fatalf("just granted: %+v", d)
 	}
-	a.relations.cache.Wait()
+	a.known.cache.Wait()
 	before := f.asked()
 	if d := read("chen", "pat-1"); !d.Allowed || f.asked() != before || a.Stats().Hits == 0 {
 		t.Errorf("warm: %+v, %d lookups, stats %+v", d, f.asked()-before, a.Stats())
@@ -395,7 +396,7 @@ func TestLease(t *testing.T) {
 			return a.Check(ctx, personas()["rivera"], Request{Interaction: Read, Type: "Patient", Patients: []string{"pat-1"}})
 		}
 		read()
-		a.relations.cache.Wait()
+		a.known.cache.Wait()
 		f.change(func() { f.err = errors.New("no connection") })
 		time.Sleep(3 * time.Second)
 		if d := read(); !d.Allowed || a.Healthy() != nil {
@@ -416,7 +417,7 @@ func TestLease(t *testing.T) {
 
 		// A cached relationship is asked for again after a minute even though nothing changed.
 		read()
-		a.relations.cache.Wait()
+		a.known.cache.Wait()
 		asked := f.asked()
 		read()
 		if f.asked() != asked {
@@ -434,7 +435,7 @@ func TestLease(t *testing.T) {
 }
 
 func TestPolicyIsRefused(t *testing.T) {
-	good := Permission{"nurse", "Patient", "rs", "full", RelationNone, []string{"TREAT"}}
+	good := Permission{Role: "nurse", Type: "Patient", Interactions: "rs", View: "full", Relation: RelationNone, Purposes: []string{"TREAT"}}
 	for name, change := range map[string]func(*Permission){
 		"no role":          func(p *Permission) { p.Role = "" },
 		"no view":          func(p *Permission) { p.View = "" },
@@ -466,8 +467,8 @@ func TestPolicyIsRefused(t *testing.T) {
 func TestExplicitRowsWin(t *testing.T) {
 	f := newFacts()
 	f.policy.Permissions = []Permission{
-		{"r", "*", "cruds", "full", RelationNone, []string{"TREAT"}},
-		{"r", "Patient", "r", "demographics", RelationNone, []string{"TREAT"}},
+		{Role: "r", Type: "*", Interactions: "cruds", View: "full", Relation: RelationNone, Purposes: []string{"TREAT"}},
+		{Role: "r", Type: "Patient", Interactions: "r", View: "demographics", Relation: RelationNone, Purposes: []string{"TREAT"}},
 	}
 	a := newTestAccess(t, f)
 	p := person("r", "user/*.cruds", "", "")
@@ -488,7 +489,7 @@ func TestWarmCheckAllocatesNothing(t *testing.T) {
 	r := Request{Interaction: Read, Type: "Patient", Patients: []string{"pat-1"}}
 	ctx := context.Background()
 	a.Check(ctx, p, r)
-	a.relations.cache.Wait()
+	a.known.cache.Wait()
 	if n := testing.AllocsPerRun(1000, func() {
 		if !a.Check(ctx, p, r).Allowed || !a.Type(p, Read, "Patient", "").Allowed {
 			t.Fatal("denied")

@@ -13,7 +13,8 @@ package auth
 
 import "time"
 
-// Principal is a verified caller. It is immutable and shared between requests.
+// Principal is a verified caller. It is immutable and shared between requests. Subject, Client and Session are unique among all
+// issuers that are trusted: those of an issuer with a name (IssuerConfig.Name) begin with it and "|".
 type Principal struct {
 	Subject  string // sub
 	Issuer   string // iss
@@ -42,8 +43,30 @@ const (
 	ReasonRelationship Reason = "relationship-missing" // role needs a treatment relationship and there is none
 	ReasonCompartment  Reason = "outside-compartment"  // patient/ scope or patient role, other patient
 	ReasonPurpose      Reason = "purpose-not-allowed"
+	ReasonStepUp       Reason = "step-up-needed"    // the sign-in is too weak or too old for what is asked (RFC 9470)
+	ReasonConsent      Reason = "consent-denies"    // the patient does not want this caller to see the record
+	ReasonSegment      Reason = "segment-closed"    // a sensitive segment that neither role nor consent opens
+	ReasonForbidden    Reason = "forbidden"         // a rule keeps the role out, whatever else would let it in
 	ReasonUnavailable  Reason = "facts-unavailable" // the relationship could not be looked up: fail closed
 )
+
+// Segment is a part of a patient's records that the law sets apart. The numbers are those that package phi stores.
+type Segment uint16
+
+const (
+	SegmentGeneral       Segment = 0
+	SegmentPart2         Segment = 1 // substance use disorder records (42 CFR part 2)
+	SegmentPsychotherapy Segment = 2 // psychotherapy notes (45 CFR 164.501, 164.508(a)(2))
+)
+
+// segmentNames are how policies spell segments.
+var segmentNames = [...]string{"general", "part2", "psychotherapy"}
+
+// SegmentSet is a set of segments; the general one need not be in it.
+type SegmentSet uint8
+
+// Has reports whether the set opens the segment; the general one is always open.
+func (s SegmentSet) Has(x Segment) bool { return x == SegmentGeneral || x < 8 && s&(1<<x) != 0 }
 
 // Interaction is one letter of SMART v2 scopes, so that each is enforced by itself.
 type Interaction byte
@@ -62,6 +85,7 @@ type Request struct {
 	Type        string   // FHIR resource type
 	Patients    []string // patients in whose compartment the record is; empty for records of nobody's
 	Stray       bool     // the type belongs to patients and the record names none: nobody can be said to treat its patient
+	Segment     Segment  // of the record as it is stored
 	Purpose     string   // purpose of use asked for; "" takes the role's default
 }
 
@@ -73,6 +97,10 @@ type Decision struct {
 	Rule    string // e.g. "clinician:Patient:r:treatment"
 	Reason  Reason
 	Policy  int64 // version of the policy snapshot
+
+	Related   string // where the treatment relationship that let the caller in comes from, "" when none was needed
+	Emergency string // id of the Grant that let the caller in, "" for ordinary access
+	StepUp    StepUp // what was demanded, with ReasonStepUp
 }
 
 // Filter is a decision about a whole search, to be compiled into the query: hits outside it are never counted,
@@ -82,4 +110,9 @@ type Filter struct {
 	All          bool   // every record of the type
 	Patient      string // records in this patient's compartment only
 	Practitioner string // records of patients with a treatment relationship to this practitioner (FHIRUser's id)
+
+	// Whatever of these is set, consents of patients narrow it: those about Actor, unless Self; and so do segments: Segments are open by role.
+	Actor    Actor
+	Self     bool // the caller is the patient
+	Segments SegmentSet
 }

@@ -80,7 +80,7 @@ func BenchmarkCheck(b *testing.B) {
 			r.Type = "Coverage"
 		}
 		a.Check(ctx, who[c.who], r)
-		a.relations.cache.Wait()
+		a.known.cache.Wait()
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {

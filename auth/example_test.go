@@ -16,10 +16,18 @@ func (ward) Policy(context.Context) (auth.Policy, error) {
 		Relation: auth.RelationTreatment, Purposes: []string{"TREAT"},
 	}}}, nil
 }
-func (ward) PolicyVersion(context.Context) (int64, error)     { return 7, nil }
-func (ward) RelationshipEpoch(context.Context) (int64, error) { return 1, nil }
-func (ward) Related(_ context.Context, practitioner string, patients []string) (string, bool, error) {
-	return "Encounter", practitioner == "rivera" && patients[0] == "pat-1", nil
+func (ward) Epochs(context.Context) (auth.Epochs, error) {
+	return auth.Epochs{Policy: 7, Relationship: 1}, nil
+}
+func (ward) Emergencies(context.Context) ([]auth.Grant, error) { return nil, nil }
+func (ward) Facts(_ context.Context, a auth.Actor, patients []string) ([]auth.Fact, error) {
+	facts := make([]auth.Fact, len(patients))
+	for i, patient := range patients {
+		if a.Practitioner == "rivera" && patient == "pat-1" {
+			facts[i].Related = "Encounter"
+		}
+	}
+	return facts, nil
 }
 
 func ExampleAccess_Check() {

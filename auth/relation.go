@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"fmt"
 	"hash/maphash"
 	"time"
@@ -8,47 +9,109 @@ import (
 	"github.com/dgraph-io/ristretto/v2"
 )
 
-// relation is a treatment relationship that was seen to hold in an epoch. A change of any relationship makes a new
-// epoch, under which nothing old is found: nothing has to be purged.
-type relation struct {
-	practitioner, patient string
-	epoch                 int64
+// about is an actor and a patient, in an epoch. A change of any relationship or consent makes a new epoch, under which nothing old is
+// found: nothing has to be purged.
+type about struct {
+	Actor
+	patient string
+	epoch   int64
 }
 
-type relationEntry struct {
-	relation
+type knownFact struct {
+	about
+	fact  Fact
 	until time.Duration // on the clock of Access
 }
 
 const (
-	relationCapacity = 100_000
-	relationLife     = time.Minute
+	factCapacity = 100_000
+	factLife     = time.Minute
 )
 
-// relationCache remembers relationships that hold; ones that do not are always looked up, so that a new one works at
-// once. The cache may drop what it likes: all of it can be recomputed.
-type relationCache struct {
+// factCache remembers facts. The cache may drop what it likes: all of it can be looked up again.
+type factCache struct {
 	seed  maphash.Seed
-	cache *ristretto.Cache[uint64, *relationEntry]
+	cache *ristretto.Cache[uint64, *knownFact]
 }
 
-func newRelationCache() (relationCache, error) {
-	cache, err := ristretto.NewCache(&ristretto.Config[uint64, *relationEntry]{
-		NumCounters: 10 * relationCapacity, MaxCost: relationCapacity, BufferItems: 64, IgnoreInternalCost: true,
+func newFactCache() (factCache, error) {
+	cache, err := ristretto.NewCache(&ristretto.Config[uint64, *knownFact]{
+		NumCounters: 10 * factCapacity, MaxCost: factCapacity, BufferItems: 64, IgnoreInternalCost: true,
 	})
 	if err != nil {
-		return relationCache{}, fmt.Errorf("making relationship cache: %w", err)
+		return factCache{}, fmt.Errorf("making cache of facts: %w", err)
 	}
-	return relationCache{seed: maphash.MakeSeed(), cache: cache}, nil
+	return factCache{seed: maphash.MakeSeed(), cache: cache}, nil
 }
 
-// holds reports whether the relation is remembered. The hash only finds the entry, the comparison is of the whole key:
-// two relations whose hashes collide stay two.
-func (c relationCache) holds(r relation, now time.Duration) bool {
-	e, ok := c.cache.Get(maphash.Comparable(c.seed, r))
-	return ok && e.relation == r && now < e.until
+// recall returns what is remembered. The hash only finds the entry, the comparison is of the whole key: two whose hashes collide stay
+// two.
+func (c factCache) recall(k about, now time.Duration) (Fact, bool) {
+	e, ok := c.cache.Get(maphash.Comparable(c.seed, k))
+	if !ok || e.about != k || now >= e.until {
+		return Fact{}, false
+	}
+	return e.fact, true
 }
 
-func (c relationCache) remember(r relation, now time.Duration) {
-	c.cache.SetWithTTL(maphash.Comparable(c.seed, r), &relationEntry{relation: r, until: now + relationLife}, 1, relationLife)
+func (c factCache) remember(k about, f Fact, now, life time.Duration) {
+	c.cache.SetWithTTL(maphash.Comparable(c.seed, k), &knownFact{about: k, fact: f, until: now + life}, 1, life)
+}
+
+// look returns what is known of the actor and the patients together: related to one of them, denied by any of them, opened by all. A
+// missing relationship is always looked up, so that a new one works at once; fresh says that the relationship matters.
+func (a *Access) look(ctx context.Context, who Actor, patients []string, fresh bool) (Fact, error) {
+	// The epoch is read before the storage is asked: an answer that a change overtakes is kept under the old epoch, where
+	// nobody finds it.
+	epoch, now := a.epoch.Load(), a.clock()
+	leased := a.leased(now)
+	var all Fact
+	if leased {
+		known := true
+		for i, patient := range patients {
+			f, ok := a.known.recall(about{who, patient, epoch}, now)
+			if !ok {
+				known = false
+				break
+			}
+			all = join(all, f, i == 0)
+		}
+		if known && (!fresh || all.Related != "") {
+			a.hits.Add(1)
+			return all, nil
+		}
+	}
+	a.misses.Add(1)
+	facts, err := a.storage.Facts(ctx, who, patients)
+	if err != nil {
+		return Fact{}, err
+	}
+	if len(facts) != len(patients) {
+		return Fact{}, fmt.Errorf("storage told %d facts about %d patients", len(facts), len(patients))
+	}
+	wall := a.now()
+	for i, f := range facts {
+		all = join(all, f, i == 0)
+		life := factLife
+		if !f.Until.IsZero() {
+			life = min(life, f.Until.Sub(wall))
+		}
+		if leased && life > 0 && (!fresh || f.Related != "") {
+			a.known.remember(about{who, patients[i], epoch}, f, now, life)
+		}
+	}
+	return all, nil
+}
+
+// join adds what is known of one more patient of a record.
+func join(all, f Fact, first bool) Fact {
+	if first {
+		return f
+	}
+	if all.Related == "" {
+		all.Related = f.Related
+	}
+	all.Denied = all.Denied || f.Denied
+	all.Opened &= f.Opened
+	return all
 }

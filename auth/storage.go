@@ -1,12 +1,17 @@
 package auth
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Policy is the stored policy: rows as they are in the database.
 type Policy struct {
 	Version      int64
 	Permissions  []Permission
 	Capabilities []Capability
+	Assignments  []Assignment
+	Conflicts    []Conflict
 }
 
 // Relation is what must hold between caller and patient for a Permission to apply.
@@ -18,28 +23,88 @@ const (
 	RelationSelf      Relation = "self"      // the record is in the caller's own compartment (launch patient)
 )
 
-// Permission lets a role do interactions on a type.
+// Effect says whether a Permission lets through or keeps out.
+type Effect string
+
+const (
+	Permit Effect = "permit"
+	Forbid Effect = "forbid" // wins over every permit, consent and emergency access
+)
+
+// Permission lets a role do interactions on a type, or forbids them whatever else would let them through.
 type Permission struct {
 	Role         string
 	Type         string // FHIR type, or "*" for every clinical type
 	Interactions string // letters of cruds, in that order
-	View         string
+	View         string // of a permit
 	Relation     Relation
-	Purposes     []string // first is the default
+	Purposes     []string // first is the default; those of a forbid limit it, and none means all
+	Effect       Effect   // "" is Permit
+	Segments     []string // segments beside the general one that a permit opens, or that alone a forbid is about; see Segment
+	StepUp       StepUp
+}
+
+// StepUp is how well and how lately a caller must have proved who he is (RFC 9470). The zero StepUp demands nothing.
+type StepUp struct {
+	ACR    []string      // authentication context classes, of which the token must name one; none means any
+	MaxAge time.Duration // since auth_time, at most; 0 means any
 }
 
 // Capability is a permission that is not about a FHIR type, e.g. "audit:read".
-type Capability struct{ Role, Name string }
+type Capability struct {
+	Role, Name string
+	StepUp     StepUp
+}
 
-// Storage is what auth needs of a database. Both calls may be made from many goroutines.
+// Assignment gives a role to a workforce member, beside those that the token names (45 CFR 164.308(a)(4)(ii)(B), (C)).
+type Assignment struct {
+	Subject string // Principal.Subject
+	Role    string
+	From    time.Time // inclusive
+	Until   time.Time // exclusive; zero: without end
+}
+
+// Conflict is a pair of roles that nobody may hold at once (separation of duty).
+type Conflict struct{ Role, Other string }
+
+// Epochs are numbers that grow with every change of what they stand for.
+type Epochs struct {
+	Policy       int64 // roles, permissions, capabilities, assignments, conflicts
+	Relationship int64 // treatment relationships and consents
+	Emergency    int64 // grants of emergency access
+}
+
+// Actor is whom stored facts are about.
+type Actor struct {
+	Subject      string // Principal.Subject
+	Practitioner string // id of a Practitioner resource, "" when the caller is none
+}
+
+// Fact is what is stored about an actor and one patient.
+type Fact struct {
+	Related string     // where the treatment relationship comes from ("Encounter", "CareTeam", "grant"); "" when there is none now
+	Denied  bool       // a consent of the patient keeps the actor out
+	Opened  SegmentSet // segments that a consent of the patient opens to the actor
+	Until   time.Time  // when this stops being so by itself (the end of a period or of its tail); zero: not foreseeable
+}
+
+// Grant is emergency access that somebody was given to one patient's chart (45 CFR 164.312(a)(2)(ii)): to read, from this session.
+type Grant struct {
+	ID      string
+	Subject string // Principal.Subject
+	Session string // Principal.Session
+	Patient string
+	Until   time.Time
+}
+
+// Storage is what Access needs of a database. All calls may be made from many goroutines.
 type Storage interface {
+	// Epochs is a cheap read of the current epochs.
+	Epochs(ctx context.Context) (Epochs, error)
 	// Policy returns the whole policy.
 	Policy(ctx context.Context) (Policy, error)
-	// PolicyVersion is a cheap read of the current version.
-	PolicyVersion(ctx context.Context) (int64, error)
-	// Related reports whether the practitioner (id of a Practitioner resource) has a treatment relationship with any of
-	// the patients now, and where it comes from ("Encounter", "CareTeam", "grant").
-	Related(ctx context.Context, practitioner string, patients []string) (source string, ok bool, err error)
-	// RelationshipEpoch is a number that grows with every change of any treatment relationship.
-	RelationshipEpoch(ctx context.Context) (int64, error)
+	// Emergencies returns the grants of emergency access that are neither over nor revoked.
+	Emergencies(ctx context.Context) ([]Grant, error)
+	// Facts returns what is known now of the actor and each of the patients, in their order.
+	Facts(ctx context.Context, a Actor, patients []string) ([]Fact, error)
 }

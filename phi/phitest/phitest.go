@@ -507,20 +507,29 @@ func (s *Storage) Policy(context.Context) (auth.Policy, error) {
 	return s.policy, err
 }
 
-func (s *Storage) PolicyVersion(context.Context) (int64, error) {
-	unlock, err := s.read("PolicyVersion")
+func (s *Storage) Epochs(context.Context) (auth.Epochs, error) {
+	unlock, err := s.read("Epochs")
 	defer unlock()
-	return s.policy.Version, err
+	return auth.Epochs{Policy: s.policy.Version, Relationship: s.epoch}, err
 }
 
-func (s *Storage) Related(_ context.Context, practitioner string, patients []string) (string, bool, error) {
-	unlock, err := s.read("Related")
+func (s *Storage) Emergencies(context.Context) ([]auth.Grant, error) {
+	unlock, err := s.read("Emergencies")
+	defer unlock()
+	return nil, err
+}
+
+func (s *Storage) Facts(_ context.Context, a auth.Actor, patients []string) ([]auth.Fact, error) {
+	unlock, err := s.read("Facts")
 	defer unlock()
 	if err != nil {
-		return "", false, err
+		return nil, err
 	}
-	source, ok := s.related(practitioner, patients)
-	return source, ok, nil
+	facts := make([]auth.Fact, len(patients))
+	for i := range patients {
+		facts[i].Related, _ = s.related(a.Practitioner, patients[i:i+1])
+	}
+	return facts, nil
 }
 
 func (s *Storage) related(practitioner string, patients []string) (source string, ok bool) {
@@ -536,10 +545,4 @@ func (s *Storage) related(practitioner string, patients []string) (source string
 		}
 	}
 	return "", false
-}
-
-func (s *Storage) RelationshipEpoch(context.Context) (int64, error) {
-	unlock, err := s.read("RelationshipEpoch")
-	defer unlock()
-	return s.epoch, err
 }

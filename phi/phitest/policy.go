@@ -9,10 +9,12 @@ import (
 // Policy is the policy that the migrations seed.
 func Policy() auth.Policy {
 	p := auth.Policy{Version: 1}
+	segments := map[string][]string{"patient": {"part2"}, "backend": {"part2", "psychotherapy"}}
 	allow := func(role, interactions, view string, relation auth.Relation, purposes []string, types ...string) {
 		for _, t := range types {
 			p.Permissions = append(p.Permissions, auth.Permission{
 				Role: role, Type: t, Interactions: interactions, View: view, Relation: relation, Purposes: purposes,
+				Effect: auth.Permit, Segments: segments[role],
 			})
 		}
 	}

@@ -26,18 +26,29 @@ func (s *AuthStorage) Policy(ctx context.Context) (auth.Policy, error) {
 		if p.Version, err = epoch(ctx, tx, "policy"); err != nil {
 			return err
 		}
-		rows, err := tx.Query(ctx, `SELECT role, type, interactions, view, relation, purposes FROM permission ORDER BY position`)
+		rows, err := tx.Query(ctx, `SELECT role, type, interactions, view, relation, purposes, effect, segments, acr, max_age FROM permission ORDER BY position`)
 		if err != nil {
 			return err
 		}
-		if p.Permissions, err = pgx.CollectRows(rows, pgx.RowToStructByPos[auth.Permission]); err != nil {
-			return err
-		}
-		rows, err = tx.Query(ctx, `SELECT role, name FROM capability ORDER BY role, name`)
+		p.Permissions, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (x auth.Permission, err error) {
+			var seconds int64
+			err = row.Scan(&x.Role, &x.Type, &x.Interactions, &x.View, &x.Relation, &x.Purposes, &x.Effect, &x.Segments, &x.StepUp.ACR, &seconds)
+			x.StepUp.MaxAge = time.Duration(seconds) * time.Second
+			return x, err
+		})
 		if err != nil {
 			return err
 		}
-		p.Capabilities, err = pgx.CollectRows(rows, pgx.RowToStructByPos[auth.Capability])
+		rows, err = tx.Query(ctx, `SELECT role, name, acr, max_age FROM capability ORDER BY role, name`)
+		if err != nil {
+			return err
+		}
+		p.Capabilities, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (x auth.Capability, err error) {
+			var seconds int64
+			err = row.Scan(&x.Role, &x.Name, &x.StepUp.ACR, &seconds)
+			x.StepUp.MaxAge = time.Duration(seconds) * time.Second
+			return x, err
+		})
 		return err
 	})
 	if err != nil {
@@ -46,22 +57,16 @@ func (s *AuthStorage) Policy(ctx context.Context) (auth.Policy, error) {
 	return p, nil
 }
 
-// PolicyVersion implements auth.Storage.
-func (s *AuthStorage) PolicyVersion(ctx context.Context) (int64, error) {
-	n, err := epoch(ctx, s.pool, "policy")
+// Epochs implements auth.Storage.
+func (s *AuthStorage) Epochs(ctx context.Context) (auth.Epochs, error) {
+	var e auth.Epochs
+	err := s.pool.QueryRow(ctx, `SELECT coalesce(sum(n) FILTER (WHERE scope = 'policy'), 0)::bigint,
+		coalesce(sum(n) FILTER (WHERE scope = 'relationship'), 0)::bigint, coalesce(sum(n) FILTER (WHERE scope = 'emergency'), 0)::bigint
+		FROM authz_epoch`).Scan(&e.Policy, &e.Relationship, &e.Emergency)
 	if err != nil {
-		return 0, bare("reading policy version", err)
+		return auth.Epochs{}, bare("reading epochs", err)
 	}
-	return n, nil
-}
-
-// RelationshipEpoch implements auth.Storage.
-func (s *AuthStorage) RelationshipEpoch(ctx context.Context) (int64, error) {
-	n, err := epoch(ctx, s.pool, "relationship")
-	if err != nil {
-		return 0, bare("reading relationship epoch", err)
-	}
-	return n, nil
+	return e, nil
 }
 
 func epoch(ctx context.Context, q interface {
@@ -71,19 +76,25 @@ func epoch(ctx context.Context, q interface {
 	return n, err
 }
 
-// Related implements auth.Storage.
-func (s *AuthStorage) Related(ctx context.Context, practitioner string, patients []string) (string, bool, error) {
-	var source string
-	err := s.pool.QueryRow(ctx, `SELECT source FROM treatment WHERE practitioner = $1 AND patient = ANY ($2) ORDER BY source LIMIT 1`,
-		practitioner, patients).Scan(&source)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return "", false, nil
-	}
+// Facts implements auth.Storage.
+func (s *AuthStorage) Facts(ctx context.Context, a auth.Actor, patients []string) ([]auth.Fact, error) {
+	rows, err := s.pool.Query(ctx, `SELECT coalesce((SELECT min(t.source) FROM treatment t WHERE t.practitioner = $1 AND t.patient = p.patient), '')
+		FROM unnest($2::text[]) WITH ORDINALITY p(patient, place) ORDER BY p.place`, a.Practitioner, patients)
 	if err != nil {
-		return "", false, bare("looking up relationship", err)
+		return nil, bare("looking up facts", err)
 	}
-	return source, true, nil
+	facts, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (f auth.Fact, err error) {
+		err = row.Scan(&f.Related)
+		return f, err
+	})
+	if err != nil {
+		return nil, bare("looking up facts", err)
+	}
+	return facts, nil
 }
+
+// Emergencies implements auth.Storage.
+func (s *AuthStorage) Emergencies(context.Context) ([]auth.Grant, error) { return nil, nil }
 
 // Grant makes an explicit treatment relationship; granting what is granted changes nothing. reason is a code or a ticket
 // number, never clinical text: it is stored in the clear.

@@ -326,8 +326,8 @@ func TestPoolsHealAfterRestart(t *testing.T) {
 	if err := own.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.Auth().PolicyVersion(t.Context()); err == nil {
-		t.Error("PolicyVersion with PostgreSQL away: no error")
+	if _, err := policyVersion(t, db); err == nil {
+		t.Error("Epochs with PostgreSQL away: no error")
 	}
 	if own, err = demo.StartCluster(t.Context(), demo.ClusterConfig{Dir: dir}); err != nil {
 		t.Fatal(err)
@@ -338,7 +338,7 @@ func TestPoolsHealAfterRestart(t *testing.T) {
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		_, err := db.Auth().PolicyVersion(t.Context())
+		_, err := policyVersion(t, db)
 		if err == nil {
 			break
 		}

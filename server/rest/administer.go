@@ -133,7 +133,7 @@ func newPolicyJSON(p auth.Policy) policyJSON {
 		j.Permissions = append(j.Permissions, permissionJSON{r.Role, r.Type, r.Interactions, r.View, string(r.Relation), append([]string{}, r.Purposes...)})
 	}
 	for _, r := range p.Capabilities {
-		j.Capabilities = append(j.Capabilities, capabilityJSON(r))
+		j.Capabilities = append(j.Capabilities, capabilityJSON{r.Role, r.Name})
 	}
 	return j
 }
