@@ -26,7 +26,7 @@ func BenchmarkToken(b *testing.B) {
 		headers := [][]byte{append([]byte("Bearer "), token...)}
 		v := newTestVerifier(b, is.config())
 		ctx := context.Background()
-		if _, err := v.Authenticate(ctx, headers); err != nil {
+		if _, err := v.Authenticate(ctx, Credentials{Authorization: headers}); err != nil {
 			b.Fatal(err)
 		}
 		perOp := func(b *testing.B) float64 { return float64(b.Elapsed().Nanoseconds()) / float64(b.N) }
@@ -34,7 +34,7 @@ func BenchmarkToken(b *testing.B) {
 		b.Run(alg+"/warm", func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := v.Authenticate(ctx, headers); err != nil {
+				if _, err := v.Authenticate(ctx, Credentials{Authorization: headers}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -242,7 +242,7 @@ func TestWarmTokenAllocatesNothing(t *testing.T) {
 	headers := [][]byte{[]byte("Bearer " + is.token(nil))}
 	ctx := context.Background()
 	if n := testing.AllocsPerRun(1000, func() {
-		if _, err := v.Authenticate(ctx, headers); err != nil {
+		if _, err := v.Authenticate(ctx, Credentials{Authorization: headers}); err != nil {
 			t.Fatal(err)
 		}
 	}); n != 0 && !raceEnabled {

@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"bytes"
 	"encoding/base64"
 	"fmt"
 	"strings"
@@ -27,35 +26,6 @@ const (
 
 // refuse is ErrToken with a reason from the source text, never from the token, so that it may be logged.
 func refuse(why string) error { return fmt.Errorf("%w: %s", ErrToken, why) }
-
-// bearer takes the token out of the Authorization headers (RFC 6750 section 2.1, RFC 9110 section 11.4). Two headers, or
-// two credentials in one, are a malformed request: proxies and frameworks disagree about which of them counts.
-func bearer(headers [][]byte) ([]byte, error) {
-	switch {
-	case len(headers) == 0:
-		return nil, ErrNoToken
-	case len(headers) > 1:
-		return nil, fmt.Errorf("%w: more than one Authorization header", ErrRequest)
-	}
-	const scheme = "Bearer"
-	h := headers[0]
-	if len(h) < len(scheme) || !bytes.EqualFold(h[:len(scheme)], []byte(scheme)) {
-		return nil, ErrNoToken
-	}
-	switch rest := h[len(scheme):]; {
-	case len(rest) == 0 || string(rest) == " ":
-		return nil, ErrNoToken
-	case rest[0] != ' ':
-		return nil, refuse("scheme and token are not separated by one space")
-	case len(rest)-1 < minToken || len(rest)-1 > maxToken:
-		if bytes.IndexByte(rest, ',') >= 0 {
-			return nil, fmt.Errorf("%w: more than one credential", ErrRequest)
-		}
-		return nil, refuse("token length")
-	default:
-		return rest[1:], nil
-	}
-}
 
 // compact is a token in JWS compact serialisation, cut into its parts.
 type compact struct {

@@ -87,7 +87,7 @@ func TestHeaders(t *testing.T) {
 		for _, h := range c.headers {
 			headers = append(headers, []byte(h))
 		}
-		p, err := v.Authenticate(context.Background(), headers)
+		p, err := v.Authenticate(context.Background(), Credentials{Authorization: headers})
 		if !errors.Is(err, c.want) || (err == nil) != (p != nil) {
 			t.Errorf("%s: got %v, want %v", name, err, c.want)
 		}
@@ -267,7 +267,7 @@ func FuzzGate(f *testing.F) {
 	f.Add([]byte(`Bearer ` + b64([]byte(`{"alg":"ES256","kid":"es","typ":"at+jwt","crit":[]}`)) + ".e30.AAAA"))
 	e := expected{issuer: "i", audience: "a", leeway: 30 * time.Second, maxLifetime: time.Hour}
 	f.Fuzz(func(t *testing.T, value []byte) {
-		token, err := bearer([][]byte{value})
+		_, token, err := (&Credentials{Authorization: [][]byte{value}}).token()
 		if err != nil {
 			return
 		}

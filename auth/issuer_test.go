@@ -189,7 +189,7 @@ func newTestVerifier(t testing.TB, cfg VerifierConfig) *Verifier {
 }
 
 func ask(v *Verifier, token string) (*Principal, error) {
-	return v.Authenticate(context.Background(), [][]byte{[]byte("Bearer " + token)})
+	return v.Authenticate(context.Background(), Credentials{Authorization: [][]byte{[]byte("Bearer " + token)}})
 }
 
 // clock is a hand-set time for what depends on it; it starts at the real one.

@@ -140,11 +140,14 @@ func (v *Verifier) Run(ctx context.Context) error {
 	return nil
 }
 
-// Authenticate takes the values of all Authorization headers of a request, as received. It checks that there is exactly
-// one, of scheme Bearer, and verifies the token. The bytes are not kept. A token that was verified lately is answered
-// from memory; one that was not is verified once, however many requests carry it.
-func (v *Verifier) Authenticate(ctx context.Context, headers [][]byte) (*Principal, error) {
-	token, err := bearer(headers)
+// Authenticate checks that a request carries exactly one token, and verifies it. A token that was verified lately is
+// answered from memory; one that was not is verified once, however many requests carry it. Whether the sender holds the key
+// that a token is bound to is asked every time.
+func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal, error) {
+	as, token, err := c.token()
+	if err == nil && as != schemeBearer {
+		err = refuse("sender-constrained tokens are not accepted here")
+	}
 	if err != nil {
 		v.refused.Add(1)
 		return nil, err

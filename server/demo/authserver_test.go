@@ -675,7 +675,7 @@ func TestRotation(t *testing.T) {
 		}
 	}
 	for _, token := range []string{old, token} {
-		if _, err := v.Authenticate(ctx, [][]byte{[]byte("Bearer " + token)}); err != nil {
+		if _, err := v.Authenticate(ctx, auth.Credentials{Authorization: [][]byte{[]byte("Bearer " + token)}}); err != nil {
 			t.Errorf("%v", err)
 		}
 	}
@@ -684,7 +684,7 @@ func TestRotation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := v.Authenticate(ctx, [][]byte{[]byte("Bearer " + token)})
+		got, err := v.Authenticate(ctx, auth.Credentials{Authorization: [][]byte{[]byte("Bearer " + token)}})
 		if err != nil {
 			t.Errorf("%s: %v", p.Name, err)
 			continue
@@ -697,7 +697,7 @@ func TestRotation(t *testing.T) {
 		t.Fatal(err)
 	}
 	token, _ = b.Token("dr-chen", "")
-	if _, err := v.Authenticate(ctx, [][]byte{[]byte("Bearer " + token)}); err != nil {
+	if _, err := v.Authenticate(ctx, auth.Credentials{Authorization: [][]byte{[]byte("Bearer " + token)}}); err != nil {
 		t.Errorf("after another rotation: %v", err)
 	}
 	b.now = b.now.Add(accessLifetime + 2*time.Minute)

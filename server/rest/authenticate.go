@@ -26,6 +26,11 @@ func (c *call) authenticate() error {
 	return nil
 }
 
+// credentials are what the request shows of its caller, in bytes of the request's.
+func (c *call) credentials() auth.Credentials {
+	return auth.Credentials{Authorization: c.authorization()}
+}
+
 // challenge is the answer to a failed authentication, after RFC 6750 section 3.1. One text a status, whatever was wrong:
 // the reason is for the trail.
 func challenge(err error) *refusal {

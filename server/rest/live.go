@@ -117,15 +117,15 @@ func (l *live) leave(subject string) {
 // asks for "bearer" and the token, and is answered "bearer".
 const bearerProtocol = "bearer"
 
-// credentials are the values of the request's Authorization headers; on the route of the live trail also a token among the
+// authorization are the values of the request's Authorization headers; on the route of the live trail also a token among the
 // subprotocols.
-func (c *call) credentials() [][]byte {
+func (c *call) authorization() [][]byte {
 	h := &c.http.Request().Header
-	values := h.PeekAll("Authorization")
 	if c.route.interaction != watching {
-		return values
+		return h.PeekAll("Authorization")
 	}
-	names := bytes.Split(bytes.Join(h.PeekAll("Sec-WebSocket-Protocol"), []byte(",")), []byte(","))
+	names := bytes.Split(bytes.Join(h.PeekAll("Sec-WebSocket-Protocol"), []byte(",")), []byte(",")) // a copy: the next call takes the list for itself
+	values := h.PeekAll("Authorization")
 	if len(names) == 2 && string(bytes.TrimSpace(names[0])) == bearerProtocol {
 		values = append(values[:len(values):len(values)], append([]byte("Bearer "), bytes.TrimSpace(names[1])...))
 	}
@@ -154,8 +154,10 @@ func (c *call) watch() error {
 		return err
 	}
 	w := &watcher{s: c.s, lens: c.lens(), principal: c.principal, guard: c.route.guard, start: time.Now(), template: *c.adminEvent(audit.TypeAuditLogUsed)}
-	for _, v := range c.credentials() {
-		w.credentials = append(w.credentials, bytes.Clone(v))
+	// The upgrade has shown whatever the token is bound to; what is asked again and again is whether the token still stands.
+	w.credentials.Proven = true
+	for _, v := range c.authorization() {
+		w.credentials.Authorization = append(w.credentials.Authorization, bytes.Clone(v))
 	}
 	if _, err := c.recordLook(nil); err != nil {
 		release()
@@ -214,7 +216,7 @@ type watcher struct {
 	lens        *lens
 	principal   *auth.Principal
 	guard       guard
-	credentials [][]byte
+	credentials auth.Credentials
 	template    audit.Event // of the events about this look
 	start       time.Time
 
