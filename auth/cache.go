@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// digest identifies a token without being one: SHA-256 over a secret of this process and the token. Neither tokens nor
+// digest identifies a token on a group of routes without being one: SHA-256 over a secret of this process, the profile and the token. Neither tokens nor
 // anything that an attacker could compute are kept.
 type digest [sha256.Size]byte
 
@@ -22,6 +22,7 @@ type hasher struct {
 type hashState struct {
 	hash hash.Hash
 	sum  []byte
+	buf  []byte
 }
 
 func newHasher() *hasher {
@@ -30,10 +31,12 @@ func newHasher() *hasher {
 	return h
 }
 
-func (h *hasher) digest(token []byte) digest {
+func (h *hasher) digest(on Profile, token []byte) digest {
 	s := h.pool.Get().(*hashState)
 	s.hash.Reset()
 	s.hash.Write(h.secret[:])
+	s.buf = append(append(s.buf[:0], on...), 0)
+	s.hash.Write(s.buf)
 	s.hash.Write(token)
 	d := digest(s.hash.Sum(s.sum))
 	h.pool.Put(s)

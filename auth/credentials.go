@@ -7,6 +7,7 @@ import (
 
 // Credentials are what a request shows of its caller, as it was received. None of the bytes are kept.
 type Credentials struct {
+	Profile       Profile  // of the route
 	Authorization [][]byte // values of all Authorization headers
 	Proofs        [][]byte // values of all DPoP headers (RFC 9449 section 4.1); needed with the DPoP scheme only
 	Method, URL   string   // of the request; URL as the client addressed it, without query and fragment. Needed with Proofs only

@@ -3,6 +3,7 @@ package auth
 import (
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -87,10 +88,6 @@ func parseHeader(b []byte) (header, error) {
 	if err := json.Unmarshal(b, &h, json.RejectUnknownMembers(true)); err != nil {
 		return h, refuse("header does not parse, or holds more than alg, kid and typ")
 	}
-	// RFC 9068 section 4: only access tokens, never ID, logout or DPoP tokens. Media types do not care about case.
-	if !strings.EqualFold(h.Type, "at+jwt") && !strings.EqualFold(h.Type, "application/at+jwt") {
-		return h, refuse("typ is not at+jwt")
-	}
 	if !printable(h.KeyID, maxKeyID) {
 		return h, refuse("kid is missing or not printable")
 	}
@@ -118,16 +115,43 @@ type claims struct {
 	ACR          string         `json:"acr"`
 	AMR          []string       `json:"amr"`
 	Confirmation jsontext.Value `json:"cnf"`
+
+	// What ID and logout tokens have and access tokens have not.
+	Nonce     jsontext.Value `json:"nonce"`
+	TokenHash jsontext.Value `json:"at_hash"`
+	CodeHash  jsontext.Value `json:"c_hash"`
+	StateHash jsontext.Value `json:"s_hash"`
+	Events    jsontext.Value `json:"events"`
 }
 
-// expected is what a Verifier demands of claims.
-type expected struct {
-	issuer, audience    string
-	leeway, maxLifetime time.Duration
+// accepts reports whether the issuer's access tokens have the type (RFC 9068 section 4): never ID, logout or DPoP tokens. Media
+// types do not care about case.
+func (is *trusted) accepts(typ string) bool {
+	return slices.ContainsFunc(is.Types, func(t string) bool { return strings.EqualFold(t, typ) })
+}
+
+// issuerOf finds the issuer that a payload names, before its signature is verified: it decides with whose keys that is done,
+// and nothing else.
+func (v *Verifier) issuerOf(payload []byte) (*trusted, error) {
+	var peeked struct {
+		Issuer string `json:"iss"`
+	}
+	if tooDeep(payload) {
+		return nil, refuse("claims are nested too deeply")
+	}
+	if err := json.Unmarshal(payload, &peeked); err != nil {
+		return nil, refuse("claims do not parse")
+	}
+	for _, is := range v.issuers {
+		if is.Issuer == peeked.Issuer {
+			return is, nil
+		}
+	}
+	return nil, refuse("iss is another issuer")
 }
 
 // principal decodes a payload whose signature was verified and checks every claim.
-func (e expected) principal(payload []byte, now time.Time) (*Principal, error) {
+func (is *trusted) principal(payload []byte, on Profile, typ string, now time.Time) (*Principal, error) {
 	var c claims
 	if tooDeep(payload) {
 		return nil, refuse("claims are nested too deeply")
@@ -136,13 +160,16 @@ func (e expected) principal(payload []byte, now time.Time) (*Principal, error) {
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return nil, refuse("claims do not parse")
 	}
-	if c.Issuer != e.issuer {
+	if c.Issuer != is.Issuer {
 		return nil, refuse("iss is another issuer")
 	}
-	if !e.meant(c.Audience) {
+	if !meant(c.Audience, is.audience(on)) {
 		return nil, refuse("aud does not name this service")
 	}
-	if err := e.current(c, now); err != nil {
+	if strings.EqualFold(typ, "JWT") && !c.accessToken() {
+		return nil, refuse("JWT is no access token")
+	}
+	if err := is.current(c, now); err != nil {
 		return nil, err
 	}
 	if err := c.wellFormed(); err != nil {
@@ -159,22 +186,39 @@ func (e expected) principal(payload []byte, now time.Time) (*Principal, error) {
 	if c.AuthTime != nil {
 		p.AuthTime = time.Unix(*c.AuthTime, 0).UTC()
 	}
+	if !is.AssertsSignIn {
+		p.ACR, p.AMR, p.AuthTime = "", nil, time.Time{}
+	}
+	if !is.RolesInToken {
+		p.Roles = nil
+	}
 	return p, nil
 }
 
-// meant reports whether aud, a string or an array of strings, contains our audience.
-func (e expected) meant(aud jsontext.Value) bool {
+// accessToken tells an access token of an issuer that types everything JWT from its ID and logout tokens, by what OpenID Connect
+// demands of those (Core 1.0 sections 2 and 3.3.2.11, Back-Channel Logout 1.0 section 2.4).
+func (c claims) accessToken() bool {
+	for _, member := range []jsontext.Value{c.Nonce, c.TokenHash, c.CodeHash, c.StateHash, c.Events} {
+		if len(member) != 0 {
+			return false
+		}
+	}
+	return c.Client != "" && c.Scope != ""
+}
+
+// meant reports whether aud, a string or an array of strings, contains the audience.
+func meant(aud jsontext.Value, audience string) bool {
 	var one string
 	var many []string
 	switch aud.Kind() {
 	case '"':
-		return json.Unmarshal(aud, &one) == nil && one == e.audience
+		return json.Unmarshal(aud, &one) == nil && one == audience
 	case '[':
 		if json.Unmarshal(aud, &many) != nil || len(many) > maxAudience {
 			return false
 		}
 		for _, a := range many {
-			if a == e.audience {
+			if a == audience {
 				return true
 			}
 		}
@@ -183,8 +227,8 @@ func (e expected) meant(aud jsontext.Value) bool {
 }
 
 // current checks the times of a token against now, with leeway for skewed clocks. All are whole seconds since 1970.
-func (e expected) current(c claims, now time.Time) error {
-	leeway := int64(e.leeway / time.Second)
+func (is *trusted) current(c claims, now time.Time) error {
+	leeway := int64(is.Leeway / time.Second)
 	if c.Expires == nil || c.Issued == nil || *c.Issued < 0 || *c.Expires <= *c.Issued {
 		return refuse("exp or iat is missing or out of order")
 	}
@@ -195,7 +239,7 @@ func (e expected) current(c claims, now time.Time) error {
 		return refuse("iat is in the future")
 	case c.NotBefore != nil && *c.NotBefore > t+leeway:
 		return refuse("nbf is in the future")
-	case *c.Expires-*c.Issued > int64(e.maxLifetime/time.Second):
+	case *c.Expires-*c.Issued > int64(is.MaxLifetime/time.Second):
 		return refuse("lifetime is too long")
 	case c.AuthTime != nil && (*c.AuthTime < 0 || *c.AuthTime > t+leeway):
 		return refuse("auth_time is in the future")

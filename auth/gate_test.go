@@ -244,19 +244,30 @@ func sibling(c byte) byte {
 	return alphabet[strings.IndexByte(alphabet, c)^1]
 }
 
-// TestOtherAudience is case 36: a token that one service accepted means nothing to another.
+// TestOtherAudience is case 36: a token that was accepted, and is cached, for one group of routes means nothing to another.
 func TestOtherAudience(t *testing.T) {
+	const officers = "https://officers.example.test"
 	is := newIssuer(t)
 	cfg := is.config()
-	first := newTestVerifier(t, cfg)
-	cfg.Audience = "https://reports.example.test"
-	second := newTestVerifier(t, cfg)
-	token := is.token(nil)
-	if _, err := ask(first, token); err != nil {
-		t.Fatal(err)
+	cfg.Issuers[0].Audiences = map[Profile]string{ProfileOfficers: officers}
+	v := newTestVerifier(t, cfg)
+	ask := func(on Profile, token string) error {
+		_, err := v.Authenticate(t.Context(), Credentials{Profile: on, Authorization: [][]byte{[]byte("Bearer " + token)}})
+		return err
 	}
-	if _, err := ask(second, token); !errors.Is(err, ErrToken) {
-		t.Errorf("got %v, want ErrToken", err)
+	records, both := is.token(nil), is.token(map[string]any{"aud": []string{officers, testAudience}})
+	for range 2 {
+		if err := ask(ProfileFHIR, records); err != nil {
+			t.Fatal(err)
+		}
+		if err := ask(ProfileOfficers, records); !errors.Is(err, ErrToken) {
+			t.Errorf("got %v, want ErrToken", err)
+		}
+		for _, on := range []Profile{ProfileFHIR, ProfileOfficers} {
+			if err := ask(on, both); err != nil {
+				t.Errorf("token for both on %s: %v", on, err)
+			}
+		}
 	}
 }
 
@@ -265,7 +276,7 @@ func FuzzGate(f *testing.F) {
 	f.Add([]byte("Bearer " + b64([]byte(esHeader)) + "." + b64([]byte(`{"iss":"i","aud":["a"],"exp":2,"iat":1}`)) + "." + b64(make([]byte, 64))))
 	f.Add([]byte("Bearer a.b.c"))
 	f.Add([]byte(`Bearer ` + b64([]byte(`{"alg":"ES256","kid":"es","typ":"at+jwt","crit":[]}`)) + ".e30.AAAA"))
-	e := expected{issuer: "i", audience: "a", leeway: 30 * time.Second, maxLifetime: time.Hour}
+	e := trusted{IssuerConfig: IssuerConfig{Issuer: "i", Audience: "a", Leeway: 30 * time.Second, MaxLifetime: time.Hour}}
 	f.Fuzz(func(t *testing.T, value []byte) {
 		_, token, err := (&Credentials{Authorization: [][]byte{value}}).token()
 		if err != nil {
@@ -281,7 +292,7 @@ func FuzzGate(f *testing.F) {
 		if h, err := parseHeader(c.header); err == nil && !printable(h.KeyID, maxKeyID) {
 			t.Fatalf("accepted kid %q", h.KeyID)
 		}
-		p, err := e.principal(c.payload, time.Unix(1, 0))
+		p, err := e.principal(c.payload, ProfileFHIR, "at+jwt", time.Unix(1, 0))
 		if err == nil && (p.Subject == "" || p.Issuer != "i" || p.TokenID == "" || p.Client == "" || !p.Expires.After(p.Issued)) {
 			t.Fatalf("accepted %+v", p)
 		}

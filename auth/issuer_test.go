@@ -175,8 +175,13 @@ const esHeader = `{"alg":"ES256","kid":"es","typ":"at+jwt"}`
 // token is a good one with some claims replaced.
 func (is *issuer) token(over map[string]any) string { return is.sign("es", esHeader, is.claims(over)) }
 
+// trust believes all that the issuer says.
+func (is *issuer) trust() IssuerConfig {
+	return IssuerConfig{Issuer: is.server.URL, Audience: testAudience, JWKSURL: is.server.URL + "/jwks", AssertsSignIn: true, RolesInToken: true}
+}
+
 func (is *issuer) config() VerifierConfig {
-	return VerifierConfig{Issuer: is.server.URL, Audience: testAudience, JWKSURL: is.server.URL + "/jwks", Insecure: true}
+	return VerifierConfig{Issuers: []IssuerConfig{is.trust()}, Insecure: true}
 }
 
 func newTestVerifier(t testing.TB, cfg VerifierConfig) *Verifier {

@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +30,7 @@ const (
 	demandEvery  = 30 * time.Second       // between refreshes that unknown key ids ask for
 	demandWait   = 500 * time.Millisecond // that a request waits for such a refresh
 	staleWarn    = time.Hour
-	staleLimit   = 24 * time.Hour
+	minStale     = time.Hour
 )
 
 // keySet is what the issuer published last; immutable.
@@ -45,6 +44,7 @@ type keySet struct {
 // requests whose key is not there, and those not for long.
 type keyring struct {
 	url        string
+	staleFor   time.Duration
 	client     *http.Client
 	algorithms []string
 	logger     *slog.Logger
@@ -62,13 +62,10 @@ type keyring struct {
 	demanded time.Time     // last refresh for an unknown key id
 }
 
-func newKeyring(cfg VerifierConfig) (*keyring, error) {
-	u, err := url.Parse(cfg.JWKSURL)
-	if err != nil || u.Host == "" {
-		return nil, errors.New("JWKS URL is not an absolute URL")
-	}
-	if u.Scheme != "https" && (u.Scheme != "http" || !cfg.Insecure || !loopback(u.Hostname())) {
-		return nil, errors.New("JWKS URL is not https")
+func newKeyring(cfg VerifierConfig, is IssuerConfig) (*keyring, error) {
+	u, err := secureURL(is.JWKSURL, cfg.Insecure)
+	if err != nil {
+		return nil, fmt.Errorf("JWKS URL: %w", err)
 	}
 	client := &http.Client{}
 	if cfg.Client != nil {
@@ -80,7 +77,9 @@ func newKeyring(cfg VerifierConfig) (*keyring, error) {
 		}
 		return nil
 	}
-	k := &keyring{url: cfg.JWKSURL, client: client, algorithms: cfg.Algorithms, logger: cfg.Logger, now: cfg.Now}
+	k := &keyring{
+		url: is.JWKSURL, staleFor: is.StaleFor, client: client, algorithms: is.Algorithms, logger: cfg.Logger.With("issuer", is.Name), now: cfg.Now,
+	}
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	return k, nil
 }
@@ -149,7 +148,7 @@ func (k *keyring) lookup(ctx context.Context, id string) (*key, error) {
 // usable returns the current set unless it is too old to be trusted.
 func (k *keyring) usable() *keySet {
 	set := k.current.Load()
-	if set == nil || k.now().Sub(set.fetched) > staleLimit {
+	if set == nil || k.now().Sub(set.fetched) > k.staleFor {
 		return nil
 	}
 	return set

@@ -16,7 +16,7 @@ import (
 )
 
 // fetchNow waits for one refresh.
-func fetchNow(v *Verifier) { <-v.keys.refresh() }
+func fetchNow(v *Verifier) { <-v.issuers[0].keys.refresh() }
 
 func TestKeysFollowTheIssuer(t *testing.T) {
 	is := newIssuer(t)
@@ -37,7 +37,7 @@ func TestKeysFollowTheIssuer(t *testing.T) {
 	if _, err := ask(v, next); err != nil {
 		t.Fatalf("token of a key that was just published: %v", err)
 	}
-	if got := v.Stats(); got.Keys != 2 || is.fetches.Load() != 2 {
+	if got := v.Stats().Issuers[0]; got.Keys != 2 || is.fetches.Load() != 2 {
 		t.Errorf("%d keys after %d fetches, want 2 and 2", got.Keys, is.fetches.Load())
 	}
 	if _, err := ask(v, old); err != nil || v.Stats().Hits != 1 {
@@ -69,7 +69,7 @@ func TestUnknownKeyIDs(t *testing.T) {
 	v := newTestVerifier(t, cfg)
 	fetchNow(v)
 	for i := range 500 {
-		token := is.sign("es", fmt.Sprintf(`{"alg":"ES256","kid":"k%d","typ":"at+jwt"}`, i), "{}")
+		token := is.sign("es", fmt.Sprintf(`{"alg":"ES256","kid":"k%d","typ":"at+jwt"}`, i), is.claims(nil))
 		if _, err := ask(v, token); !errors.Is(err, ErrToken) {
 			t.Fatalf("got %v, want ErrToken", err)
 		}
@@ -78,7 +78,7 @@ func TestUnknownKeyIDs(t *testing.T) {
 		t.Errorf("%d fetches for 500 unknown ids, want 2", n)
 	}
 	clk.advance(demandEvery + time.Second)
-	_, _ = ask(v, is.sign("es", `{"alg":"ES256","kid":"later","typ":"at+jwt"}`, "{}"))
+	_, _ = ask(v, is.sign("es", `{"alg":"ES256","kid":"later","typ":"at+jwt"}`, is.claims(nil)))
 	if n := is.fetches.Load(); n != 3 {
 		t.Errorf("%d fetches half a minute later, want 3", n)
 	}
@@ -92,7 +92,7 @@ func TestIssuerHangs(t *testing.T) {
 	release := make(chan struct{})
 	defer close(release)
 	is.answers(func(http.ResponseWriter, *http.Request) { <-release })
-	refreshing := v.keys.refresh()
+	refreshing := v.issuers[0].keys.refresh()
 
 	worst := time.Duration(0)
 	for i := range 50 {
@@ -107,7 +107,7 @@ func TestIssuerHangs(t *testing.T) {
 		t.Errorf("worst verification took %v while the issuer hung", worst)
 	}
 	began := time.Now()
-	if _, err := ask(v, is.sign("es", `{"alg":"ES256","kid":"new","typ":"at+jwt"}`, "{}")); !errors.Is(err, ErrToken) {
+	if _, err := ask(v, is.sign("es", `{"alg":"ES256","kid":"new","typ":"at+jwt"}`, is.claims(nil))); !errors.Is(err, ErrToken) {
 		t.Errorf("unknown key id: %v", err)
 	}
 	if took := time.Since(began); took < demandWait/2 || took > 2*demandWait {
@@ -168,9 +168,9 @@ func TestBadDocuments(t *testing.T) {
 			v := newTestVerifier(t, cfg)
 			fetchNow(v)
 			is.answers(answer)
-			before := v.keys.current.Load()
+			before := v.issuers[0].keys.current.Load()
 			fetchNow(v)
-			if v.keys.current.Load() != before {
+			if v.issuers[0].keys.current.Load() != before {
 				t.Fatal("the document replaced the keys")
 			}
 			if is.fetches.Load() != 2 || elsewhere.fetches.Load() != 0 {
@@ -236,7 +236,7 @@ func TestUnfitKeys(t *testing.T) {
 			_, _ = w.Write(marshal(map[string]any{"keys": []any{k, good}}))
 		})
 		fetchNow(v)
-		if n := v.Stats().Keys; n != 1 {
+		if n := v.Stats().Issuers[0].Keys; n != 1 {
 			t.Errorf("%s: %d keys, want the good one alone", name, n)
 		}
 		if _, err := ask(v, is.token(nil)); err != nil {
@@ -348,10 +348,10 @@ func TestUnchangedKeysAreNotSentAgain(t *testing.T) {
 		_, _ = w.Write(is.document())
 	})
 	fetchNow(v)
-	first := v.Stats().KeysFetched
+	first := v.Stats().Issuers[0].KeysFetched
 	clk.advance(time.Hour)
 	fetchNow(v)
-	if got := v.Stats(); full != 1 || got.Keys != 1 || !got.KeysFetched.After(first.Add(59*time.Minute)) {
+	if got := v.Stats().Issuers[0]; full != 1 || got.Keys != 1 || !got.KeysFetched.After(first.Add(59*time.Minute)) {
 		t.Errorf("sent %d times, %d keys, fetched %v", full, got.Keys, got.KeysFetched)
 	}
 }
@@ -374,27 +374,54 @@ func TestFreshFor(t *testing.T) {
 }
 
 func TestVerifierConfig(t *testing.T) {
-	good := VerifierConfig{Issuer: "https://issuer.test", Audience: "a", JWKSURL: "https://issuer.test/jwks"}
-	for name, change := range map[string]func(*VerifierConfig){
-		"no issuer":          func(c *VerifierConfig) { c.Issuer = "" },
-		"no audience":        func(c *VerifierConfig) { c.Audience = "" },
-		"no URL":             func(c *VerifierConfig) { c.JWKSURL = "" },
-		"http":               func(c *VerifierConfig) { c.JWKSURL = "http://issuer.test/jwks" },
-		"http, insecure":     func(c *VerifierConfig) { c.JWKSURL, c.Insecure = "http://issuer.test/jwks", true },
-		"loopback, secure":   func(c *VerifierConfig) { c.JWKSURL = "http://127.0.0.1/jwks" },
-		"file":               func(c *VerifierConfig) { c.JWKSURL, c.Insecure = "file://localhost/etc/passwd", true },
-		"HS256":              func(c *VerifierConfig) { c.Algorithms = []string{"HS256"} },
-		"none":               func(c *VerifierConfig) { c.Algorithms = []string{"none"} },
-		"negative leeway":    func(c *VerifierConfig) { c.Leeway = -1 },
-		"loopback lookalike": func(c *VerifierConfig) { c.JWKSURL, c.Insecure = "http://127.0.0.1.evil.test/", true },
+	good := func() VerifierConfig {
+		return VerifierConfig{Issuers: []IssuerConfig{{Issuer: "https://issuer.test", Audience: "a", JWKSURL: "https://issuer.test/jwks"}}}
+	}
+	second := IssuerConfig{Name: "second", Issuer: "https://second.test", Audience: "a", JWKSURL: "https://second.test/jwks"}
+	for name, change := range map[string]func(*VerifierConfig, *IssuerConfig){
+		"none at all":      func(c *VerifierConfig, _ *IssuerConfig) { c.Issuers = nil },
+		"no issuer":        func(_ *VerifierConfig, is *IssuerConfig) { is.Issuer = "" },
+		"no audience":      func(_ *VerifierConfig, is *IssuerConfig) { is.Audience = "" },
+		"no URL":           func(_ *VerifierConfig, is *IssuerConfig) { is.JWKSURL = "" },
+		"http":             func(_ *VerifierConfig, is *IssuerConfig) { is.JWKSURL = "http://issuer.test/jwks" },
+		"http, insecure":   func(c *VerifierConfig, is *IssuerConfig) { is.JWKSURL, c.Insecure = "http://issuer.test/jwks", true },
+		"loopback, secure": func(_ *VerifierConfig, is *IssuerConfig) { is.JWKSURL = "http://127.0.0.1/jwks" },
+		"file": func(c *VerifierConfig, is *IssuerConfig) {
+			is.JWKSURL, c.Insecure = "file://localhost/etc/passwd", true
+		},
+		"password":        func(_ *VerifierConfig, is *IssuerConfig) { is.JWKSURL = "https://a:b@issuer.test/jwks" },
+		"HS256":           func(_ *VerifierConfig, is *IssuerConfig) { is.Algorithms = []string{"HS256"} },
+		"none":            func(_ *VerifierConfig, is *IssuerConfig) { is.Algorithms = []string{"none"} },
+		"logout tokens":   func(_ *VerifierConfig, is *IssuerConfig) { is.Types = []string{"logout+jwt"} },
+		"negative leeway": func(_ *VerifierConfig, is *IssuerConfig) { is.Leeway = -1 },
+		"short staleness": func(_ *VerifierConfig, is *IssuerConfig) { is.StaleFor = minStale - 1 },
+		"unknown binding": func(_ *VerifierConfig, is *IssuerConfig) { is.Binding = "tls" },
+		"bad name":        func(_ *VerifierConfig, is *IssuerConfig) { is.Name = "a|b" },
+		"long name":       func(_ *VerifierConfig, is *IssuerConfig) { is.Name = strings.Repeat("a", 33) },
+		"empty audience":  func(_ *VerifierConfig, is *IssuerConfig) { is.Audiences = map[Profile]string{ProfileFHIR: ""} },
+		"one name twice": func(c *VerifierConfig, _ *IssuerConfig) {
+			second := second
+			second.Name = ""
+			c.Issuers = append(c.Issuers, second)
+		},
+		"one issuer twice": func(c *VerifierConfig, is *IssuerConfig) {
+			second := second
+			second.Issuer = is.Issuer
+			c.Issuers = append(c.Issuers, second)
+		},
+		"loopback lookalike": func(c *VerifierConfig, is *IssuerConfig) {
+			is.JWKSURL, c.Insecure = "http://127.0.0.1.evil.test/", true
+		},
 	} {
-		cfg := good
-		change(&cfg)
+		cfg := good()
+		change(&cfg, &cfg.Issuers[0])
 		if _, err := NewVerifier(cfg); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	if _, err := NewVerifier(good); err != nil {
+	cfg := good()
+	cfg.Issuers = append(cfg.Issuers, second)
+	if _, err := NewVerifier(cfg); err != nil {
 		t.Error(err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,40 +27,28 @@ var (
 
 // VerifierConfig configures a Verifier.
 type VerifierConfig struct {
-	Issuer      string        // exact value of iss
-	Audience    string        // value that aud must contain
-	JWKSURL     string        // where the keys are
-	Algorithms  []string      // nil = PS256, ES256, EdDSA, RS256
-	Leeway      time.Duration // 30 s when 0
-	MaxLifetime time.Duration // exp-iat at most; 24 h when 0
-	CacheFor    time.Duration // verified-token cache; 60 s when 0
-	Insecure    bool          // allow http for JWKSURL on loopback (demo)
-	Client      *http.Client
-	Logger      *slog.Logger
-	Now         func() time.Time
+	Issuers  []IssuerConfig // at least one
+	CacheFor time.Duration  // verified-token cache; 60 s when 0
+	Insecure bool           // allow http for the issuers' URLs on loopback (demo)
+	Client   *http.Client
+	Logger   *slog.Logger
+	Now      func() time.Time
 }
 
 // withDefaults fills in what was left out and refuses what cannot be meant.
 func (cfg VerifierConfig) withDefaults() (VerifierConfig, error) {
-	if cfg.Issuer == "" || cfg.Audience == "" {
-		return cfg, errors.New("issuer and audience are required")
+	if len(cfg.Issuers) == 0 || cfg.CacheFor < 0 {
+		return cfg, errors.New("no issuer, or a negative duration")
 	}
-	if cfg.Leeway < 0 || cfg.MaxLifetime < 0 || cfg.CacheFor < 0 {
-		return cfg, errors.New("negative duration")
-	}
-	for _, alg := range cfg.Algorithms {
-		if !slices.Contains(knownAlgorithms(), alg) {
-			return cfg, fmt.Errorf("algorithm %q is not supported", alg)
+	cfg.Issuers = slices.Clone(cfg.Issuers)
+	for i := range cfg.Issuers {
+		var err error
+		if cfg.Issuers[i], err = cfg.Issuers[i].withDefaults(); err != nil {
+			return cfg, err
 		}
 	}
-	if len(cfg.Algorithms) == 0 {
-		cfg.Algorithms = knownAlgorithms()
-	}
-	if cfg.Leeway == 0 {
-		cfg.Leeway = 30 * time.Second
-	}
-	if cfg.MaxLifetime == 0 {
-		cfg.MaxLifetime = 24 * time.Hour
+	if err := distinct(cfg.Issuers); err != nil {
+		return cfg, err
 	}
 	if cfg.CacheFor == 0 {
 		cfg.CacheFor = time.Minute
@@ -84,11 +73,10 @@ const maxQueue = 256
 
 // Verifier turns bearer tokens into Principals. Safe for concurrent use.
 type Verifier struct {
-	expect   expected
+	issuers  []*trusted
 	cacheFor time.Duration
 	logger   *slog.Logger
 	now      func() time.Time
-	keys     *keyring
 	hasher   *hasher
 	cache    *tokenCache
 	revoked  *revocations
@@ -105,25 +93,29 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	if err != nil {
 		return nil, fmt.Errorf("configuring verifier: %w", err)
 	}
-	keys, err := newKeyring(cfg)
-	if err != nil {
-		return nil, fmt.Errorf("configuring verifier: %w", err)
-	}
-	return &Verifier{
-		expect:   expected{issuer: cfg.Issuer, audience: cfg.Audience, leeway: cfg.Leeway, maxLifetime: cfg.MaxLifetime},
-		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now, keys: keys,
+	v := &Verifier{
+		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now,
 		hasher: newHasher(), cache: newTokenCache(cacheCapacity),
-		revoked: newRevocations(cfg.MaxLifetime + 2*cfg.Leeway),
-		cores:   make(chan struct{}, runtime.GOMAXPROCS(0)),
-	}, nil
+		cores: make(chan struct{}, runtime.GOMAXPROCS(0)),
+	}
+	longest := time.Duration(0) // that a token can be accepted
+	for _, is := range cfg.Issuers {
+		keys, err := newKeyring(cfg, is)
+		if err != nil {
+			return nil, fmt.Errorf("configuring verifier: %w", err)
+		}
+		v.issuers = append(v.issuers, &trusted{IssuerConfig: is, keys: keys})
+		longest = max(longest, is.MaxLifetime+2*is.Leeway)
+	}
+	v.revoked = newRevocations(longest)
+	return v, nil
 }
 
-// Run keeps the issuer's keys fresh until ctx is done; readers never wait for it. Afterwards the keys that are held go
+// Run keeps the issuers' keys fresh until ctx is done; readers never wait for it. Afterwards the keys that are held go
 // on being used until they are too old.
 func (v *Verifier) Run(ctx context.Context) error {
-	swept := make(chan struct{})
-	go func() {
-		defer close(swept)
+	var all sync.WaitGroup
+	all.Go(func() {
 		tick := time.NewTicker(v.cacheFor)
 		defer tick.Stop()
 		for {
@@ -134,9 +126,11 @@ func (v *Verifier) Run(ctx context.Context) error {
 				return
 			}
 		}
-	}()
-	v.keys.run(ctx)
-	<-swept
+	})
+	for _, is := range v.issuers {
+		all.Go(func() { is.keys.run(ctx) })
+	}
+	all.Wait()
 	return nil
 }
 
@@ -152,20 +146,20 @@ func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal,
 		v.refused.Add(1)
 		return nil, err
 	}
-	d := v.hasher.digest(token)
+	d := v.hasher.digest(c.Profile, token)
 	if e := v.cache.get(d); e != nil && e.valid(v.now().UnixNano(), v.revoked) {
 		v.hits.Add(1)
 		return e.principal, nil
 	}
-	return v.authenticateCold(ctx, d, token)
+	return v.authenticateCold(ctx, c.Profile, d, token)
 }
 
 // authenticateCold is apart so that what its closure captures does not weigh on the warm path.
-func (v *Verifier) authenticateCold(ctx context.Context, d digest, token []byte) (*Principal, error) {
+func (v *Verifier) authenticateCold(ctx context.Context, on Profile, d digest, token []byte) (*Principal, error) {
 	v.misses.Add(1)
 	// The flight outlives any one of its callers, hence their contexts: it is bounded by the queue and by demandWait.
 	shared := context.WithoutCancel(ctx)
-	p, err, _ := v.flights.Do(string(d[:]), func() (any, error) { return v.verify(shared, d, token) })
+	p, err, _ := v.flights.Do(string(d[:]), func() (any, error) { return v.verify(shared, on, d, token) })
 	if err != nil {
 		v.refused.Add(1)
 		return nil, err
@@ -175,7 +169,7 @@ func (v *Verifier) authenticateCold(ctx context.Context, d digest, token []byte)
 
 // verify checks a token from its first byte to its last claim and caches the outcome. Refusals are not cached: most of
 // their reasons can heal.
-func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Principal, error) {
+func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byte) (*Principal, error) {
 	c, err := split(token)
 	if err != nil {
 		return nil, err
@@ -184,7 +178,14 @@ func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Princip
 	if err != nil {
 		return nil, err
 	}
-	k, err := v.keys.lookup(ctx, h.KeyID)
+	is, err := v.issuerOf(c.payload)
+	if err != nil {
+		return nil, err
+	}
+	if !is.accepts(h.Type) {
+		return nil, refuse("typ is none of the issuer's access tokens")
+	}
+	k, err := is.keys.lookup(ctx, h.KeyID)
 	if err != nil {
 		return nil, err
 	}
@@ -197,8 +198,11 @@ func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Princip
 		return nil, err
 	}
 	now := v.now()
-	p, err := v.expect.principal(c.payload, now)
+	p, err := is.principal(c.payload, on, h.Type, now)
 	if err != nil {
+		return nil, err
+	}
+	if err := v.local(is, p); err != nil {
 		return nil, err
 	}
 	if v.revoked.dead(p) {
@@ -207,7 +211,7 @@ func (v *Verifier) verify(ctx context.Context, d digest, token []byte) (*Princip
 	e := &verified{
 		digest: d, principal: p, key: k,
 		from:  now.Add(-time.Second).UnixNano(), // callers read their clocks a little before we read ours
-		until: min(p.Expires.Add(v.expect.leeway).UnixNano(), now.Add(v.cacheFor).UnixNano()),
+		until: min(p.Expires.Add(is.Leeway).UnixNano(), now.Add(v.cacheFor).UnixNano()),
 	}
 	e.epoch.Store(epoch)
 	v.cache.put(e)
@@ -235,21 +239,38 @@ func (v *Verifier) Revoke(r Revocation) {
 	v.revoked.add(r, v.now())
 }
 
-// Healthy returns nil when keys are held and fresh enough.
-func (v *Verifier) Healthy() error { return v.keys.healthy() }
+// Healthy returns nil when the keys of every issuer are held and fresh enough.
+func (v *Verifier) Healthy() error {
+	for _, is := range v.issuers {
+		if err := is.keys.healthy(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // VerifierStats is a snapshot.
 type VerifierStats struct {
 	Hits, Misses, Refused uint64
-	Keys                  int
-	KeysFetched           time.Time
+	Issuers               []IssuerStats // as they were configured
+}
+
+// IssuerStats is a snapshot of one issuer.
+type IssuerStats struct {
+	Name        string // IssuerConfig.Name
+	Keys        int
+	KeysFetched time.Time
 }
 
 // Stats returns the snapshot.
 func (v *Verifier) Stats() VerifierStats {
 	s := VerifierStats{Hits: v.hits.Load(), Misses: v.misses.Load(), Refused: v.refused.Load()}
-	if set := v.keys.current.Load(); set != nil {
-		s.Keys, s.KeysFetched = len(set.keys), set.fetched
+	for _, is := range v.issuers {
+		i := IssuerStats{Name: is.Name}
+		if set := is.keys.current.Load(); set != nil {
+			i.Keys, i.KeysFetched = len(set.keys), set.fetched
+		}
+		s.Issuers = append(s.Issuers, i)
 	}
 	return s
 }

@@ -263,7 +263,12 @@ func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi
 	if err != nil {
 		return nil, err
 	}
-	verifier, err := auth.NewVerifier(auth.VerifierConfig{Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", JWKSURL: origin + "/oauth2/jwks", Insecure: true, Logger: log})
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{
+		Issuers: []auth.IssuerConfig{{
+			Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", JWKSURL: origin + "/oauth2/jwks", AssertsSignIn: true, RolesInToken: true,
+		}},
+		Insecure: true, Logger: log,
+	})
 	if err != nil {
 		return nil, err
 	}

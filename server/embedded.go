@@ -139,7 +139,10 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	for _, p := range personas {
 		f.Personas[p.Name] = p.What
 	}
-	verifier, err := auth.NewVerifier(auth.VerifierConfig{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", Insecure: true, Logger: log})
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{
+		Issuers:  []auth.IssuerConfig{{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
+		Insecure: true, Logger: log,
+	})
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
 	}

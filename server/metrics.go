@@ -133,9 +133,7 @@ func newDescs() map[string]*prometheus.Desc {
 		"phi_integrity_failures_total":   "Stored rows that did not open, or were found under tokens that are not theirs; they were withheld.",
 		"phi_integrity_alarm":            "1 while three or more rows failed within the last minute.",
 		"auth_policy_version":            "Version of the access policy in force.",
-		"auth_jwks_keys":                 "Keys of the issuer at hand.",
 		"auth_tokens_refused_total":      "Tokens refused.",
-		"auth_jwks_age_seconds":          "Time since the issuer's keys were fetched.",
 		"kek_age_seconds":                "Time since the KMS last opened the key-encryption key that waited longest.",
 		"kek_refresh_failures_total":     "Times that the KMS did not open a key-encryption key again.",
 		"keys_worn":                      "Keys that have encrypted 2^28 times: rotate them before they are refused at 2^31.",
@@ -158,6 +156,12 @@ func newDescs() map[string]*prometheus.Desc {
 		"records_swept_findings":          "What it found wrong: anything above 0 is an alarm.",
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
+	}
+	for name, help := range map[string]string{
+		"auth_jwks_keys":        "Keys of the issuer at hand.",
+		"auth_jwks_age_seconds": "Time since the issuer's keys were fetched.",
+	} {
+		d[name] = prometheus.NewDesc("chartkeep_"+name, help, []string{"issuer"}, nil)
 	}
 	d["cache_requests_total"] = prometheus.NewDesc("chartkeep_cache_requests_total", "Cache lookups by cache and result.", []string{"cache", "result"}, nil)
 	d["database_connections"] = prometheus.NewDesc("chartkeep_database_connections", "Connections by pool and state.", []string{"pool", "state"}, nil)
@@ -219,9 +223,11 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 		v := c.verifier.Stats()
 		cache("tokens", v.Hits, v.Misses)
 		counter("auth_tokens_refused_total", v.Refused)
-		gauge("auth_jwks_keys", float64(v.Keys))
-		if !v.KeysFetched.IsZero() {
-			gauge("auth_jwks_age_seconds", time.Since(v.KeysFetched).Seconds())
+		for _, is := range v.Issuers {
+			gauge("auth_jwks_keys", float64(is.Keys), is.Name)
+			if !is.KeysFetched.IsZero() {
+				gauge("auth_jwks_age_seconds", time.Since(is.KeysFetched).Seconds(), is.Name)
+			}
 		}
 	}
 	for _, p := range c.rooms.db.Stats() {

@@ -104,7 +104,10 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	if audience == "" {
 		audience = public + "/fhir/R4"
 	}
-	verifier, err := auth.NewVerifier(auth.VerifierConfig{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, Logger: log})
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{
+		Issuers: []auth.IssuerConfig{{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, AssertsSignIn: true, RolesInToken: true}},
+		Logger:  log,
+	})
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
 	}

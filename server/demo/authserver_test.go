@@ -662,7 +662,10 @@ func TestRotation(t *testing.T) {
 	b.open()
 
 	ctx, cancel := context.WithCancel(t.Context())
-	v, err := auth.NewVerifier(auth.VerifierConfig{Issuer: b.issuer, Audience: testAudience, JWKSURL: b.issuer + "/jwks", Insecure: true})
+	v, err := auth.NewVerifier(auth.VerifierConfig{
+		Issuers:  []auth.IssuerConfig{{Issuer: b.issuer, Audience: testAudience, JWKSURL: b.issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
+		Insecure: true,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -151,7 +151,10 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	access, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: d.storage, Logger: logger})
 	check(t, err)
 	verifier, err := auth.NewVerifier(auth.VerifierConfig{
-		Issuer: "https://issuer.test", Audience: d.base, JWKSURL: d.issuer.url, Insecure: true, Logger: logger,
+		Issuers: []auth.IssuerConfig{{
+			Issuer: "https://issuer.test", Audience: d.base, JWKSURL: d.issuer.url, AssertsSignIn: true, RolesInToken: true,
+		}},
+		Insecure: true, Logger: logger,
 	})
 	check(t, err)
 	d.verifier = verifier
