@@ -30,6 +30,7 @@ type surface struct {
 	levels   phi.Levels
 	mount    map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
 	proxies  []string
+	limits   rest.Limits
 	pprof    bool
 	metrics  net.Listener // separate listener for metrics; nil mounts them beside the API
 }
@@ -73,7 +74,7 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 	server, err := rest.New(rest.Config{
 		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(), Erasures: r.erasures, Merges: r.merges,
 		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Verified: verified, Key: key,
-		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies,
+		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies, Limits: s.limits,
 		Checks: map[string]func(context.Context) error{
 			"database": r.db.Ping,
 			"journal":  func(context.Context) error { return r.log.Healthy() },

@@ -273,7 +273,7 @@ func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi
 		return nil, err
 	}
 	a, err := startAPI(ctx, r, surface{
-		base: origin + "/fhir/R4", records: records, levels: levels, mount: map[string]http.Handler{"/oauth2": issuer.Handler()},
+		base: origin + "/fhir/R4", records: records, levels: levels, limits: loadLimits(), mount: map[string]http.Handler{"/oauth2": issuer.Handler()},
 		issuer:   rest.Issuer{Issuer: origin + "/oauth2", JWKS: origin + "/oauth2/jwks"},
 		verifier: verifier,
 	}, l, log)

@@ -34,6 +34,8 @@ const defaultAddr = "127.0.0.1:8080"
 
 // demoVerb runs everything embedded.
 type demoVerb struct {
+	limits `embed:""`
+
 	Data             string   `help:"Folder for everything the demo keeps between runs." default:"${default_data}" placeholder:"DIR"`
 	Addr             string   `help:"Address of the API; 127.0.0.1:8080, or a free port when that is taken." placeholder:"HOST:PORT"`
 	Patients         int      `help:"How many synthetic patients to make." default:"100"`
@@ -166,7 +168,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	a, err := startAPI(ctx, r, surface{
 		base:    f.FHIR,
 		records: r.records,
-		mount:   map[string]http.Handler{"/oauth2": issuer.Handler()}, pprof: v.Pprof, levels: s.levels(),
+		mount:   map[string]http.Handler{"/oauth2": issuer.Handler()}, pprof: v.Pprof, levels: s.levels(), limits: v.limits.rest(),
 		issuer: rest.Issuer{
 			Issuer: f.Issuer, Authorize: f.Issuer + "/authorize", Token: f.Issuer + "/token", Introspect: f.Issuer + "/introspect",
 			Revoke: f.Issuer + "/revoke", JWKS: f.Issuer + "/jwks",

@@ -125,7 +125,10 @@ func demoFresh(t *testing.T, args ...string) *instance {
 // launch starts a demo and waits until it says that it is ready.
 func launch(dir string, args ...string) (*instance, error) {
 	d := &instance{dir: dir, exited: make(chan error, 1), output: &safeBuffer{}}
-	d.cmd = exec.Command("chartkeep", append([]string{"demo", "--data", dir, "--addr", "127.0.0.1:0"}, args...)...)
+	// Tests come faster than people do.
+	d.cmd = exec.Command("chartkeep", append([]string{
+		"demo", "--data", dir, "--addr", "127.0.0.1:0", "--rate-ip", "1e5/1000000", "--rate-client", "1e5/1000000", "--rate-subject", "1e5/1000000",
+	}, args...)...)
 	out, err := d.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

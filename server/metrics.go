@@ -21,6 +21,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.HistogramVec // route, method, status
 	parts    *prometheus.HistogramVec // route, part
+	limited  *prometheus.CounterVec   // limit
 	known    sync.Map                 // of *series by seriesKey; routes, methods and statuses are few
 	timings  *audit.Timings           // for the trail
 }
@@ -38,8 +39,11 @@ func newMetrics(r *rooms, v *auth.Verifier, t *audit.Timings) *metrics {
 			Name: "chartkeep_request_part_duration_seconds", Help: "Where a request's time went: auth, decision, database, crypto, audit.",
 			Buckets: []float64{1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, .01, .05, .25, 1},
 		}, []string{"route", "part"}),
+		limited: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "chartkeep_requests_limited_total", Help: "Requests that were refused for their rate, by limit: ip, open, client, subject, failed-authentication.",
+		}, []string{"limit"}),
 	}
-	m.registry.MustRegister(m.requests, m.parts, collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(
+	m.registry.MustRegister(m.requests, m.parts, m.limited, collectors.NewGoCollector(collectors.WithGoCollectorRuntimeMetrics(
 		collectors.MetricsScheduler, collectors.MetricsGC)), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		&roomsCollector{r, v, t, newDescs()})
 	return m
@@ -79,6 +83,9 @@ func (m *metrics) observe(o rest.Observation) {
 		if took > 0 {
 			s.parts[i].Observe(took.Seconds())
 		}
+	}
+	if o.Limited != "" {
+		m.limited.WithLabelValues(o.Limited).Inc()
 	}
 	if o.RequestID != "" {
 		m.timings.Add(audit.Timed{

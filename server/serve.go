@@ -22,6 +22,7 @@ import (
 // serveVerb is production.
 type serveVerb struct {
 	deployment `embed:""`
+	limits     `embed:""`
 
 	Addr           string   `help:"Address to listen on." default:"127.0.0.1:8443" placeholder:"HOST:PORT"`
 	PublicURL      string   `help:"URL under which clients reach the server, without /fhir/R4; made from --addr when empty." placeholder:"URL"`
@@ -117,7 +118,7 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 		return err
 	}
 	a, err := startAPI(ctx, r, surface{
-		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), proxies: v.TrustedProxy, pprof: v.Pprof, metrics: side,
+		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), proxies: v.TrustedProxy, limits: v.limits.rest(), pprof: v.Pprof, metrics: side,
 		verifier: verifier,
 	}, l, log)
 	if err != nil {

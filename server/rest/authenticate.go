@@ -2,6 +2,7 @@ package rest
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -18,12 +19,19 @@ func (c *call) authenticate() error {
 	if c.http.Context().QueryArgs().Has("access_token") {
 		return tokenInRequest()
 	}
-	p, err := c.s.cfg.Verifier.Authenticate(c.ctx, c.credentials())
+	shown := c.credentials()
+	if err := c.bearable(shown); err != nil {
+		return err
+	}
+	p, err := c.s.cfg.Verifier.Authenticate(c.ctx, shown)
 	if err != nil {
+		if over := c.failed(err); over != nil {
+			return over
+		}
 		return challenge(err)
 	}
 	c.principal = p
-	return nil
+	return c.weighed()
 }
 
 // credentials are what the request shows of its caller, in bytes of the request's.
@@ -63,5 +71,6 @@ func tokenInRequest() *refusal {
 		text:      "malformed authorization",
 		challenge: `Bearer realm="chartkeep", error="invalid_request"`,
 		kind:      audit.TypeAuthentication,
+		cause:     fmt.Errorf("%w: token in the URL or a form", auth.ErrRequest),
 	}
 }

@@ -29,11 +29,13 @@ type call struct {
 	start     time.Time
 	requestID string
 	network   string
+	source    string          // of whose limit: see limiter; "" for none
 	principal *auth.Principal // nil until authenticated
 	granted   auth.Decision   // about the route's capability
 	aliased   bool            // the caller sees aliases in the place of people
 	authTook  time.Duration
 	trace     phi.Trace
+	limited   string // the limit that the request was refused by
 	pretty    bool
 	unread    bool // the request could not be read, and its path may be unknown
 }
@@ -69,7 +71,11 @@ func (s *Server) handle(fc *fiber.Ctx, r *route) error {
 	defer func() { clear(fc.Request().Body()) }() // fasthttp keeps the buffer for the next request; what came in is sealed or refused
 	defer c.survive()
 	c.identify()
-	if err := c.guarded(); err != nil {
+	err := c.admitted()
+	if err == nil {
+		err = c.guarded()
+	}
+	if err != nil {
 		c.refuse(err)
 	}
 	c.finish()
@@ -124,7 +130,7 @@ func (c *call) identify() {
 	} else {
 		c.requestID = utils.UUIDv4()
 	}
-	c.network = c.s.client(c.http)
+	c.network, c.source = c.s.client(c.http)
 	h := &c.http.Response().Header
 	h.Set("X-Request-Id", c.requestID)
 	if c.route.guard.kind == guardMounted {
@@ -155,10 +161,11 @@ func validRequestID(id []byte) bool {
 
 // client is the address of the client: the connection's, or, when that is a configured proxy, the last address in
 // X-Forwarded-For that is not one. What a client writes itself into that header stands further left and is never reached.
-func (s *Server) client(c *fiber.Ctx) string {
+// A proxy that does not say for whom it asks is no source: nobody is limited for it.
+func (s *Server) client(c *fiber.Ctx) (address, from string) {
 	peer := c.Context().RemoteIP().String()
 	if len(s.proxies) == 0 || !s.proxied(peer) {
-		return peer
+		return peer, source(peer)
 	}
 	var hops []string
 	for _, v := range c.Request().Header.PeekAll("X-Forwarded-For") {
@@ -167,13 +174,13 @@ func (s *Server) client(c *fiber.Ctx) string {
 	for i := len(hops) - 1; i >= 0; i-- {
 		a, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
 		if err != nil {
-			return peer
+			return peer, ""
 		}
 		if a = a.Unmap(); !s.proxied(a.String()) {
-			return a.String()
+			return a.String(), source(a.String())
 		}
 	}
-	return peer
+	return peer, ""
 }
 
 func (s *Server) proxied(address string) bool {
@@ -269,6 +276,8 @@ func (c *call) finish() {
 			Took:   took,
 			Auth:   c.authTook,
 			Trace:  c.trace,
+
+			Limited: c.limited,
 		}
 		if k := c.route.guard.kind; k == guardRecords || k == guardCapability {
 			o.RequestID, o.Role = c.requestID, c.role()

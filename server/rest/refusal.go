@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,6 +30,7 @@ type refusal struct {
 	fault     *fault         // which element of the request is wrong
 	decision  *auth.Decision // what refused, when it was a decision of this package's
 	recorded  bool           // phi has recorded it already
+	limited   *limited       // the limit that the request is over
 	cause     error          // for the log
 }
 
@@ -104,6 +106,10 @@ func (c *call) refuse(err error) {
 	if r.decision != nil && r.challenge == "" {
 		r.challenge = `Bearer realm="chartkeep", error="insufficient_scope"`
 	}
+	if r.limited != nil {
+		c.limited = r.limited.name
+		r.recorded = c.s.repeats.again(repeat{r.limited.name, r.limited.key}, func() audit.Event { return c.throttledEvent(r) })
+	}
 	if !r.recorded {
 		if _, e := c.record(c.s.cfg.Level.Other, c.refusalEvent(r)); e != nil {
 			// A refusal that leaves no trace is no refusal: the caller is told to come back instead.
@@ -133,7 +139,12 @@ func (c *call) answer(r *refusal) {
 		res.Header.Set("WWW-Authenticate", r.challenge)
 	}
 	if r.status == http.StatusServiceUnavailable || r.status == http.StatusTooManyRequests {
-		res.Header.Set("Retry-After", "2")
+		wait := 2
+		if l := r.limited; l != nil {
+			c.announce(l.table, l.name, l.level)
+			wait = max(1, seconds(l.level.wait))
+		}
+		res.Header.Set("Retry-After", strconv.Itoa(wait))
 	}
 	if c.fhir() {
 		res.Header.SetContentType(mediaFHIR)
@@ -207,9 +218,22 @@ func (c *call) refusalEvent(r *refusal) *audit.Event {
 			e.Entities = []audit.Entity{{Type: trailType}}
 		}
 	}
+	if r.kind == audit.TypeAuthentication && r.cause != nil { // one text a status for the caller, the precise reason for officers
+		e.OutcomeDesc = strings.TrimPrefix(r.cause.Error(), "auth: ")
+	}
 	if d := r.decision; d != nil {
 		e.Decision = newDecision(*d)
 	}
+	if r.limited != nil {
+		e.Detail = r.limited.detail(c.network)
+	}
+	return e
+}
+
+// throttledEvent is what requests that are refused like this one are recorded as, when they are recorded by their number.
+func (c *call) throttledEvent(r *refusal) audit.Event {
+	e := *c.refusalEvent(r)
+	e.Interaction, e.Action, e.RequestID, e.Entities, e.Timing = interactionThrottled, audit.ActionExecute, "", nil, audit.Timing{}
 	return e
 }
 
@@ -285,7 +309,11 @@ func (s *Server) refuseUnrouted(fc *fiber.Ctx, status int) {
 	c.ctx = ctx
 	defer c.survive()
 	c.identify()
-	c.refuse(unroutedAs(status))
+	err := c.admitted()
+	if err == nil {
+		err = unroutedAs(status)
+	}
+	c.refuse(err)
 	c.finish()
 }
 

@@ -52,6 +52,7 @@ type Config struct {
 	Observe func(Observation)                      // called once a request; nil = nobody listens
 
 	BodyLimit         int           // bytes; 16 MiB when 0
+	Limits            Limits        // of requests; none when zero
 	Timeout           time.Duration // of one request, a GET gets a third of it; 30 s when 0
 	Logger            *slog.Logger
 	Version           string
@@ -89,6 +90,7 @@ type Observation struct {
 
 	RequestID string // of a request that has events, "" for one that has none; may be kept
 	Role      string // first role of the caller's token, "" without one
+	Limited   string // which limit the request was refused by: ip, open, client, subject or failed-authentication; "" when it was not
 }
 
 // Server serves. Safe for concurrent use.
@@ -108,6 +110,8 @@ type Server struct {
 	aliases  *aliaser
 	live     *live
 	sessions *sessions
+	limits   limiter
+	repeats  *repeats
 
 	ctx  context.Context // ends when Shutdown gives up on handlers
 	stop context.CancelFunc
@@ -165,6 +169,11 @@ func New(cfg Config) (*Server, error) {
 	s.openapi = newDocument(openapiJSON)
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	s.live = newLive(cfg)
+	s.limits = newLimiter(cfg.Limits)
+	s.repeats = newRepeats(func(e *audit.Event) error {
+		_, err := s.cfg.Log.Record(s.ctx, s.cfg.Level.Other, e)
+		return err
+	})
 	s.app = s.newApp()
 	return s, nil
 }
@@ -182,8 +191,12 @@ func (s *Server) Serve(l net.Listener) error {
 func (s *Server) Shutdown(ctx context.Context) error {
 	defer s.stop()
 	s.live.close(ctx)
-	if err := s.app.ShutdownWithContext(ctx); err != nil {
-		return fmt.Errorf("draining handlers: %w", err)
+	err := s.app.ShutdownWithContext(ctx)
+	if err != nil {
+		err = fmt.Errorf("draining handlers: %w", err)
 	}
-	return nil
+	if e := s.repeats.close(); e != nil {
+		err = errors.Join(err, fmt.Errorf("recording refusals: %w", e))
+	}
+	return err
 }
