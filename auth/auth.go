@@ -31,6 +31,8 @@ type Principal struct {
 	AuthTime time.Time
 	Issued   time.Time
 	Expires  time.Time
+
+	Confirmation Confirmation // keys that the token is bound to
 }
 
 // Reason is why a decision went as it did: a closed vocabulary, safe to show to officers, never shown to the caller.

@@ -175,8 +175,16 @@ func (is *trusted) principal(payload []byte, on Profile, typ string, now time.Ti
 	if err := c.wellFormed(); err != nil {
 		return nil, err
 	}
+	bound, err := confirmation(c.Confirmation)
+	if err != nil {
+		return nil, err
+	}
+	if !is.Binding.accepts(bound) {
+		return nil, refuse("token is not bound to its sender")
+	}
 	p := &Principal{
-		Subject: c.Subject, Issuer: c.Issuer, Client: c.Client, Session: c.Session, TokenID: c.ID, Name: c.Name,
+		Confirmation: bound,
+		Subject:      c.Subject, Issuer: c.Issuer, Client: c.Client, Session: c.Session, TokenID: c.ID, Name: c.Name,
 		Roles: c.Roles, Scopes: ParseScopes(c.Scope), Patient: c.Patient, FHIRUser: c.FHIRUser, ACR: c.ACR, AMR: c.AMR,
 		Issued: time.Unix(*c.Issued, 0).UTC(), Expires: time.Unix(*c.Expires, 0).UTC(),
 	}
@@ -266,9 +274,6 @@ func (c claims) wellFormed() error {
 		return refuse("patient is not a FHIR id")
 	case !readable(c.Name):
 		return refuse("name is not readable text")
-	case len(c.Confirmation) != 0:
-		// RFC 7800: the token is bound to a key whose possession a bearer does not show.
-		return refuse("sender-constrained token sent as bearer")
 	case !allPrintable(c.Roles, maxRoles):
 		return refuse("roles")
 	case !allPrintable(c.AMR, maxMethods):

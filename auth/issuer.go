@@ -24,6 +24,7 @@ type IssuerConfig struct {
 	Grace       time.Duration      // how long a key that it has withdrawn goes on being accepted; none when 0
 
 	Binding       Binding // how its tokens must be bound to their senders
+	ProofNonce    Nonces  // whether DPoP proofs with its tokens must carry a nonce of ours
 	AssertsSignIn bool    // its acr, amr and auth_time are believed; otherwise they are dropped
 	RolesInToken  bool    // its roles claim gives roles; otherwise only assignments do
 }
@@ -44,6 +45,15 @@ const (
 	BindingDPoP   Binding = "dpop"   // RFC 9449
 	BindingMTLS   Binding = "mtls"   // RFC 8705 section 3
 	BindingEither Binding = "either" // one of the two
+)
+
+// Nonces says when DPoP proofs must carry a nonce of ours (RFC 9449 section 9). One that a proof carries must be ours in any case.
+type Nonces string
+
+const (
+	NonceAuto   Nonces = "" // when Binding demands DPoP
+	NonceAlways Nonces = "always"
+	NonceNever  Nonces = "never"
 )
 
 // trusted is a configured issuer at work.
@@ -86,6 +96,11 @@ func (cfg IssuerConfig) withDefaults() (IssuerConfig, error) {
 	case BindingNone, BindingDPoP, BindingMTLS, BindingEither:
 	default:
 		return cfg, fmt.Errorf("binding %q is not supported", cfg.Binding)
+	}
+	switch cfg.ProofNonce {
+	case NonceAuto, NonceAlways, NonceNever:
+	default:
+		return cfg, fmt.Errorf("nonces %q are not supported", cfg.ProofNonce)
 	}
 	for profile, audience := range cfg.Audiences {
 		if profile == "" || audience == "" {

@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
@@ -98,6 +99,63 @@ func parseKey(raw jsontext.Value, allowed []string) (*key, error) {
 	k := &key{id: f.ID, alg: alg, public: checked, verifier: verifier}
 	k.alive.Store(true)
 	return k, nil
+}
+
+// proofKeyFields are what a client may say of its key in a proof. Private members have no place among them.
+type proofKeyFields struct {
+	Type        string   `json:"kty"`
+	Curve       string   `json:"crv"`
+	X           string   `json:"x"`
+	Y           string   `json:"y"`
+	Modulus     string   `json:"n"`
+	Exponent    string   `json:"e"`
+	ID          string   `json:"kid"`
+	Use         string   `json:"use"`
+	Operations  []string `json:"key_ops"`
+	Algorithm   string   `json:"alg"`
+	Extractable bool     `json:"ext"`
+}
+
+// maxProofModulus is an RSA modulus of 4096 bits in base64url: whoever has a token may ask for a verification with each request.
+const maxProofModulus = 683
+
+// parseProofKey takes the key of a DPoP proof, for the algorithm that its header names, and its thumbprint (RFC 7638). Errors say
+// what is wrong and nothing of the key.
+func parseProofKey(raw jsontext.Value, algorithm string) (*key, string, error) {
+	var f proofKeyFields
+	if err := json.Unmarshal(raw, &f, json.RejectUnknownMembers(true)); err != nil {
+		return nil, "", errors.New("jwk is no public key")
+	}
+	if f.Use != "" && f.Use != "sig" || f.Operations != nil && !slices.Contains(f.Operations, "verify") || f.Algorithm != "" && f.Algorithm != algorithm {
+		return nil, "", errors.New("jwk is not for the signature")
+	}
+	if !slices.Contains(ProofAlgorithms(), algorithm) {
+		return nil, "", errors.New("alg is not allowed")
+	}
+	if len(f.Modulus) > maxProofModulus {
+		return nil, "", errors.New("jwk is too large")
+	}
+	parsed, err := jwk.ParseKey(raw)
+	if err != nil {
+		return nil, "", errors.New("jwk does not parse")
+	}
+	var public any
+	if err := parsed.Raw(&public); err != nil {
+		return nil, "", errors.New("jwk has no usable material")
+	}
+	alg, checked, err := fit(public, algorithm, ProofAlgorithms())
+	if err != nil {
+		return nil, "", errors.New("jwk is not fit")
+	}
+	sum, err := parsed.Thumbprint(crypto.SHA256)
+	if err != nil {
+		return nil, "", errors.New("jwk has no thumbprint")
+	}
+	verifier, err := jws.NewVerifier(jwa.SignatureAlgorithm(alg))
+	if err != nil {
+		return nil, "", fmt.Errorf("making a verifier: %w", err)
+	}
+	return &key{alg: alg, public: checked, verifier: verifier}, base64.RawURLEncoding.EncodeToString(sum), nil
 }
 
 // fit checks the strength of a public key and binds it to its one algorithm: the one that it names, or the first that its

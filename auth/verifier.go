@@ -31,14 +31,23 @@ type VerifierConfig struct {
 	CacheFor time.Duration  // verified-token cache; 60 s when 0
 	Insecure bool           // allow http for the issuers' URLs on loopback (demo)
 	Client   *http.Client
-	Logger   *slog.Logger
-	Now      func() time.Time
+
+	ProofWindow time.Duration // that the iat of a DPoP proof may lie before or after now; 30 s when 0, 60 s at most
+
+	Logger *slog.Logger
+	Now    func() time.Time
 }
 
 // withDefaults fills in what was left out and refuses what cannot be meant.
 func (cfg VerifierConfig) withDefaults() (VerifierConfig, error) {
 	if len(cfg.Issuers) == 0 || cfg.CacheFor < 0 {
 		return cfg, errors.New("no issuer, or a negative duration")
+	}
+	if cfg.ProofWindow < 0 || cfg.ProofWindow > maxProofWindow {
+		return cfg, fmt.Errorf("window of proofs is not between 0 and %v", maxProofWindow)
+	}
+	if cfg.ProofWindow == 0 {
+		cfg.ProofWindow = proofWindow
 	}
 	cfg.Issuers = slices.Clone(cfg.Issuers)
 	for i := range cfg.Issuers {
@@ -80,6 +89,7 @@ type Verifier struct {
 	hasher   *hasher
 	cache    *tokenCache
 	revoked  *revocations
+	proofs   *proofs
 	flights  singleflight.Group
 	cores    chan struct{}
 	queued   atomic.Int64
@@ -95,7 +105,7 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	}
 	v := &Verifier{
 		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now,
-		hasher: newHasher(), cache: newTokenCache(cacheCapacity),
+		hasher: newHasher(), cache: newTokenCache(cacheCapacity), proofs: newProofs(cfg.ProofWindow, cfg.Now),
 		cores: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	longest := time.Duration(0) // that a token can be accepted
@@ -139,9 +149,6 @@ func (v *Verifier) Run(ctx context.Context) error {
 // that a token is bound to is asked every time.
 func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal, error) {
 	as, token, err := c.token()
-	if err == nil && as != schemeBearer {
-		err = refuse("sender-constrained tokens are not accepted here")
-	}
 	if err != nil {
 		v.refused.Add(1)
 		return nil, err
@@ -149,9 +156,13 @@ func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal,
 	d := v.hasher.digest(c.Profile, token)
 	if e := v.cache.get(d); e != nil && e.valid(v.now().UnixNano(), v.revoked) {
 		v.hits.Add(1)
-		return e.principal, nil
+		return v.sent(&c, as, token, e.principal)
 	}
-	return v.authenticateCold(ctx, c.Profile, d, token)
+	p, err := v.authenticateCold(ctx, c.Profile, d, token)
+	if err != nil {
+		return nil, err
+	}
+	return v.sent(&c, as, token, p)
 }
 
 // authenticateCold is apart so that what its closure captures does not weigh on the warm path.

@@ -117,6 +117,9 @@ func (a *attempt) permit(letter auth.Interaction, resourceType string) *Error {
 	since := a.clock()
 	a.decision = a.access.Type(a.caller.Principal, letter, resourceType, a.caller.Purpose)
 	a.trace.Decision += a.clock() - since
+	if a.decision.Reason == auth.ReasonStepUp {
+		return a.decided(resourceType, a.tooWeak)
+	}
 	return a.decided(resourceType, denied)
 }
 

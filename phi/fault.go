@@ -27,6 +27,13 @@ func denied() *Error {
 	return fail(Denied, "forbidden", "the caller's scopes or roles do not allow this")
 }
 
+// tooWeak asks for another sign-in. Only a decision about a type may say so: said of a record, it would tell that the record is there.
+func (a *attempt) tooWeak() *Error {
+	e := fail(StepUp, "login", "another sign-in is needed for this")
+	e.Demand = a.decision.StepUp
+	return e
+}
+
 func notFound() *Error { return fail(NotFound, "not-found", "there is no such record") }
 
 func gone() *Error { return fail(Gone, "deleted", "the resource was deleted") }
@@ -95,6 +102,8 @@ func (k Kind) String() string {
 		return "integrity-failure"
 	case NotAllowed:
 		return "not-allowed"
+	case StepUp:
+		return "step-up"
 	}
 	return "unknown"
 }

@@ -102,6 +102,7 @@ const (
 	Unavailable                        // 503: journal, database or keys are not there; fail closed
 	Integrity                          // 500: a stored row does not open; withheld
 	NotAllowed                         // 405: records of the type are made by the server alone
+	StepUp                             // 401: the sign-in is too weak or too old (RFC 9470); see Error.Demand
 )
 
 // Error is what Records returns. Its message and issues never carry PHI.
@@ -109,6 +110,7 @@ type Error struct {
 	Kind   Kind
 	Issues []fhir.Issue // at least one
 	Err    error        // cause, for logs; never shown to callers
+	Demand auth.StepUp  // of StepUp: what kind of sign-in would do
 }
 
 func (e *Error) Error() string {

@@ -37,6 +37,7 @@ type call struct {
 	trace     phi.Trace
 	limited   string // the limit that the request was refused by
 	pretty    bool
+	dpop      bool // the token came with scheme DPoP
 	unread    bool // the request could not be read, and its path may be unknown
 }
 
@@ -120,7 +121,7 @@ func (c *call) allow(g guard) error {
 			return nil
 		}
 	}
-	return &refusal{status: http.StatusForbidden, code: "forbidden", text: "not permitted", decision: &c.granted}
+	return forbidden(&c.granted)
 }
 
 // identify gives the request its id and the response the headers that every one has.
@@ -142,7 +143,7 @@ func (c *call) identify() {
 	if c.fhir() && len(c.http.Request().Header.Peek("Origin")) > 0 {
 		// Bearer tokens are not sent by a browser on its own, so any origin may ask (SMART App Launch wants CORS).
 		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, WWW-Authenticate, X-Request-Id")
+		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, WWW-Authenticate, DPoP-Nonce, X-Request-Id")
 	}
 }
 
@@ -243,7 +244,7 @@ func (c *call) options(allow string) error {
 	h.Set("Allow", allow)
 	if c.fhir() && len(c.http.Request().Header.Peek("Origin")) > 0 {
 		h.Set("Access-Control-Allow-Methods", allow)
-		h.Set("Access-Control-Allow-Headers", "Authorization, Accept, Content-Type, If-Match, If-None-Match, If-Modified-Since, If-None-Exist, Prefer, X-Request-Id, X-Purpose-Of-Use")
+		h.Set("Access-Control-Allow-Headers", "Authorization, DPoP, Accept, Content-Type, If-Match, If-None-Match, If-Modified-Since, If-None-Exist, Prefer, X-Request-Id, X-Purpose-Of-Use")
 		h.Set("Access-Control-Max-Age", "600")
 	}
 	c.http.Status(http.StatusNoContent)

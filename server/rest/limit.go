@@ -152,6 +152,8 @@ func (c *call) failed(err error) error {
 	cost := failedCost
 	if errors.Is(err, auth.ErrForged) {
 		cost = forgedCost
+	} else if errors.Is(err, auth.ErrNonce) {
+		return nil // it is how a client gets one
 	} else if !errors.Is(err, auth.ErrToken) && !errors.Is(err, auth.ErrNoToken) && !errors.Is(err, auth.ErrRequest) {
 		return nil // not the caller's failure
 	}

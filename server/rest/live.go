@@ -155,7 +155,7 @@ func (c *call) watch() error {
 	}
 	w := &watcher{s: c.s, lens: c.lens(), principal: c.principal, guard: c.route.guard, start: time.Now(), template: *c.adminEvent(audit.TypeAuditLogUsed)}
 	// The upgrade has shown whatever the token is bound to; what is asked again and again is whether the token still stands.
-	w.credentials.Proven = true
+	w.credentials.Profile, w.credentials.Proven = c.profile(), true
 	for _, v := range c.authorization() {
 		w.credentials.Authorization = append(w.credentials.Authorization, bytes.Clone(v))
 	}

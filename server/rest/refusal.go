@@ -24,14 +24,16 @@ type refusal struct {
 	status    int
 	code      string // http://hl7.org/fhir/R4/valueset-issue-type.html
 	text      string
-	challenge string         // WWW-Authenticate
-	issues    []fhir.Issue   // instead of code and text
-	kind      audit.Type     // of the event; TypeREST when ""
-	fault     *fault         // which element of the request is wrong
-	decision  *auth.Decision // what refused, when it was a decision of this package's
-	recorded  bool           // phi has recorded it already
-	limited   *limited       // the limit that the request is over
-	cause     error          // for the log
+	challenge string // WWW-Authenticate, in the words of a bearer: see spoken
+
+	alternative string         // a second challenge, of another scheme
+	issues      []fhir.Issue   // instead of code and text
+	kind        audit.Type     // of the event; TypeREST when ""
+	fault       *fault         // which element of the request is wrong
+	decision    *auth.Decision // what refused, when it was a decision of this package's
+	recorded    bool           // phi has recorded it already
+	limited     *limited       // the limit that the request is over
+	cause       error          // for the log
 }
 
 func (r *refusal) Error() string { return r.text }
@@ -53,6 +55,8 @@ func ofKind(k phi.Kind) (status int, code, text string, issues bool) {
 		return http.StatusUnprocessableEntity, "processing", "the content is against the rules", true
 	case phi.Denied:
 		return http.StatusForbidden, "forbidden", "not permitted", false
+	case phi.StepUp:
+		return http.StatusUnauthorized, "login", "another sign-in is needed for this", false
 	case phi.NotFound:
 		return http.StatusNotFound, "not-found", "no such resource", false
 	case phi.Gone:
@@ -84,6 +88,9 @@ func refused(err error) *refusal {
 		var show bool
 		if r.status, r.code, r.text, show = ofKind(e.Kind); show {
 			r.issues = e.Issues
+		}
+		if e.Kind == phi.StepUp {
+			r.challenge = stepUp(e.Demand).challenge
 		}
 		if e.Kind == phi.Denied {
 			r.challenge = `Bearer realm="chartkeep", error="insufficient_scope"`
@@ -136,7 +143,10 @@ func (c *call) answer(r *refusal) {
 	res.Header.Del("Content-Location")
 	res.Header.Del("Location")
 	if r.challenge != "" {
-		res.Header.Set("WWW-Authenticate", r.challenge)
+		res.Header.Set("WWW-Authenticate", c.spoken(r.challenge))
+	}
+	if r.alternative != "" {
+		res.Header.Add("WWW-Authenticate", r.alternative)
 	}
 	if r.status == http.StatusServiceUnavailable || r.status == http.StatusTooManyRequests {
 		wait := 2

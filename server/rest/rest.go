@@ -51,11 +51,13 @@ type Config struct {
 	Checks  map[string]func(context.Context) error // readiness, by name: database, journal, keys, jwks
 	Observe func(Observation)                      // called once a request; nil = nobody listens
 
-	BodyLimit         int           // bytes; 16 MiB when 0
-	Limits            Limits        // of requests; none when zero
-	Timeout           time.Duration // of one request, a GET gets a third of it; 30 s when 0
-	Logger            *slog.Logger
-	Version           string
+	BodyLimit          int           // bytes; 16 MiB when 0
+	Limits             Limits        // of requests; none when zero
+	Timeout            time.Duration // of one request, a GET gets a third of it; 30 s when 0
+	Logger             *slog.Logger
+	Version            string
+	ClientCertificates ClientCertificates
+
 	TLSClientNetworks []string // proxies whose X-Forwarded-For is believed, CIDR; none when empty
 }
 
@@ -101,6 +103,7 @@ type Server struct {
 	routes  []route
 	types   map[string]string // resource types served, to their own text: a lookup that copies nothing out of a request
 	proxies []netip.Prefix
+	origin  string   // scheme and host of Base
 	fixed   []header // on every response but those of mounted handlers
 	start   time.Time
 
@@ -158,6 +161,7 @@ func New(cfg Config) (*Server, error) {
 	if s.aliases, err = newAliaser(cfg.Key); err != nil {
 		return nil, fmt.Errorf("configuring rest: %w", err)
 	}
+	s.origin = base.Scheme + "://" + base.Host
 	s.fixed = fixedHeaders(base.Scheme == "https")
 	s.routes = s.table()
 	if s.capability, err = s.newCapability(); err != nil {
