@@ -102,7 +102,11 @@ type Decision struct {
 
 	Related   string // where the treatment relationship that let the caller in comes from, "" when none was needed
 	Emergency string // id of the Grant that let the caller in, "" for ordinary access
-	StepUp    StepUp // what was demanded, with ReasonStepUp
+
+	// Only is what granular scopes leave: a record is the caller's to see or to write when one of them holds for it, and for a write
+	// also for the record as it was. Whoever asked for the decision has to hold them against the content; nil leaves everything.
+	Only   []Constraint
+	StepUp StepUp // what was demanded, with ReasonStepUp
 }
 
 // Filter is a decision about a whole search, to be compiled into the query: hits outside it are never counted,

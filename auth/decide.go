@@ -12,7 +12,7 @@ const backendRole = "backend" // the only role for which system/ scopes count
 
 // A decision passes gates, and the first that stays shut names the reason:
 //
-//	scope         the token's scopes cover type and interaction
+//	scope         the token's scopes cover type and interaction; Only is what they leave of the records
 //	role          a rule of one of the caller's roles permits them; rules are tried widest view first
 //	purpose       the rule has the purpose of use that was asked for
 //	step-up       the sign-in is as strong and as fresh as the rule demands
@@ -24,13 +24,10 @@ const backendRole = "backend" // the only role for which system/ scopes count
 //
 // Emergency access stands in for role, purpose, relationship and segment when one of these stayed shut, to read only.
 
-// reach says what the scopes of a token leave open to its roles: everything, or the launch patient's compartment only.
-func reach(p *Principal, roles []string, resourceType string, i Interaction) (bound, ok bool) {
-	if p.Scopes.Covers(LevelUser, resourceType, i) ||
-		p.Scopes.Covers(LevelSystem, resourceType, i) && slices.Contains(roles, backendRole) {
-		return false, true
-	}
-	return true, p.Scopes.Covers(LevelPatient, resourceType, i)
+// serves reports whether system/ scopes count: for a backend service (SMART Backend Services), not in a session that somebody signed
+// in to, whatever roles that one has.
+func serves(p *Principal, roles []string) bool {
+	return p.FHIRUser == "" && p.AuthTime.IsZero() && slices.Contains(roles, backendRole)
 }
 
 // weigh tries the rules of the principal, widest first, and returns the first that applies, or the denial of the rule
@@ -43,11 +40,11 @@ func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, p
 	now := a.now()
 	var buffer [maxRoles]string
 	roles := s.rolesOf(p, now, &buffer)
-	bound, ok := reach(p, roles, resourceType, i)
+	bound, only, ok := p.Scopes.reach(serves(p, roles), resourceType, i)
 	if !ok {
 		return d
 	}
-	d.Reason = ReasonRole
+	d.Reason, d.Only = ReasonRole, only
 	list := s.all(roles, resourceType, i)
 	for _, r := range list.rules[:list.n] {
 		applied, ok := r.purpose(purpose)
@@ -58,7 +55,7 @@ func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, p
 			}
 		}
 		if reason == ReasonAllowed {
-			return Decision{Allowed: true, View: r.view, Purpose: applied, Rule: r.name, Reason: reason, Policy: s.version, Related: related}
+			return Decision{Allowed: true, View: r.view, Purpose: applied, Rule: r.name, Reason: reason, Policy: s.version, Related: related, Only: only}
 		}
 		if reason.nearness() > d.Reason.nearness() {
 			d.Reason, d.Rule, d.Purpose, d.StepUp = reason, r.name, applied, StepUp{}

@@ -40,7 +40,7 @@ func (a *Access) rescue(p *Principal, r Request, d Decision) Decision {
 		if ok && now.Before(g.Until) && r.Segment != SegmentPsychotherapy {
 			return Decision{
 				Allowed: true, View: "full", Purpose: emergencyPurpose, Rule: "emergency:" + r.Type + ":" + string(rune(r.Interaction)) + ":grant",
-				Reason: ReasonAllowed, Policy: d.Policy, Emergency: g.ID,
+				Reason: ReasonAllowed, Policy: d.Policy, Emergency: g.ID, Only: d.Only,
 			}
 		}
 	}
@@ -57,7 +57,7 @@ func (a *Access) rescueType(p *Principal, i Interaction, resourceType, _ string,
 		if k.subject == p.Subject && k.session == p.Session && now.Before(g.Until) {
 			return Decision{
 				Allowed: true, View: "full", Purpose: emergencyPurpose, Rule: "emergency:" + resourceType + ":" + string(rune(i)) + ":grant",
-				Reason: ReasonAllowed, Policy: d.Policy, Emergency: g.ID,
+				Reason: ReasonAllowed, Policy: d.Policy, Emergency: g.ID, Only: d.Only,
 			}
 		}
 	}

@@ -26,6 +26,8 @@ import (
 //   - A write is an Intent, durable before the commit, and an event with the outcome after it, both with the Intent's id as
 //     Correlation. The writes of a transaction or an import chunk are one Intent each, handed over as one group; all share
 //     the first one's id as Correlation, and one event tells the outcome of all.
+//   - Where the token's scopes leave a part of the type only (confine), what is opened for somebody is announced by an Intent and has
+//     an event with the outcome; that event tells what the scopes left. A record that turns out to be outside is refused.
 //   - A refusal or failure is one event, recorded before the answer goes out; when it cannot be recorded the answer is
 //     Unavailable.
 //   - What is shown in the de-identified view is said to be an export, by one more entity; all events of an export name the same.
@@ -65,7 +67,8 @@ type attempt struct {
 	patient  string // whom the record concerns, as soon as that is known
 	decision auth.Decision
 	view     view
-	export   *export // of the de-identified view, as soon as there is one
+	confines []confine // what the token's scopes leave of the type; none is all of it
+	export   *export   // of the de-identified view, as soon as there is one
 	trace    Trace
 	intent   audit.ID // correlation of the intents that were recorded
 }
@@ -146,6 +149,10 @@ func (a *attempt) decided(resourceType string, refusal func() *Error) *Error {
 		return a.overrule(denied())
 	}
 	a.view = view{classes, reduction}
+	if !a.prepareConfines(resourceType) {
+		a.decision.Allowed, a.decision.Reason = false, auth.ReasonScope
+		return refusal()
+	}
 	return nil
 }
 
@@ -261,6 +268,7 @@ func (a *attempt) refuse(ctx context.Context, cause *Error) error {
 func (a *attempt) record(ctx context.Context, level audit.Level, events ...*audit.Event) (audit.Receipt, *Error) {
 	for _, e := range events {
 		a.tellExport(e)
+		a.tellConfines(e)
 	}
 	since := a.clock()
 	receipt, err := a.log.Record(ctx, level, events...)

@@ -77,7 +77,7 @@ func (a *attempt) exportIn(next cursor) cursor {
 func (a *attempt) alias(ref Ref) (string, bool) {
 	d := a.access.Type(a.caller.Principal, auth.Read, ref.Type, a.caller.Purpose)
 	_, reduction, ok := ViewOf(d.View, ref.Type)
-	if !d.Allowed || !ok || reduction != Deidentified {
+	if !d.Allowed || !ok || reduction != Deidentified || d.Only != nil { // of what scopes leave a part of, it may be another part
 		return "", false
 	}
 	return a.exported().pseudonym(ref), true

@@ -2,6 +2,7 @@ package phi
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/chartkeep/chartkeep/audit"
@@ -21,8 +22,9 @@ func (r *Records) History(ctx context.Context, c *Caller, ref Ref, count int, pa
 
 // version is a row of a history with what the caller may see of it.
 type version struct {
-	row  *Sealed
-	view view
+	row      *Sealed
+	view     view
+	confines []confine
 }
 
 func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *Error) {
@@ -61,7 +63,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	if e := a.admit(ctx, a.verb.letter, a.ref.Type, rows[0].Patients, notFound); e != nil {
 		return nil, e
 	}
-	if rows[0].Erased {
+	if rows[0].Erased && !a.confined() {
 		return nil, erased()
 	}
 	result := &Page{Total: -1}
@@ -73,7 +75,11 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	} else if page == "" {
 		result.Total = len(rows)
 	}
-	events := a.events(audit.Success, a.ref, 0, rows[0].Patients)
+	told := audit.Success
+	if a.confined() {
+		told = audit.Intent
+	}
+	events := a.events(told, a.ref, 0, rows[0].Patients)
 	named := slices.Clone(rows[0].Patients)
 	versions := make([]version, 0, len(rows))
 	for _, row := range rows {
@@ -93,21 +99,28 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 			continue
 		}
 		a.view.classes &= row.Fetched
-		versions = append(versions, version{row, a.view})
+		versions = append(versions, version{row, a.view, a.confines})
 		for _, patient := range row.Patients { // whose record it was before it moved is told that it was read
 			if !slices.Contains(named, patient) {
 				named = append(named, patient)
-				events = append(events, a.event(audit.Success, a.ref, row.Version, []string{patient}))
+				events = append(events, a.event(told, a.ref, row.Version, []string{patient}))
 			}
 		}
+	}
+	if told == audit.Intent {
+		a.announce(events)
 	}
 	receipt, e := a.record(ctx, a.level.Disclosure, events...)
 	if e != nil {
 		return nil, e
 	}
+	shown := make([]*Sealed, 0, len(versions))
 	for _, v := range versions {
 		row := v.row
-		a.view = v.view
+		a.view, a.confines = v.view, v.confines
+		if row.Deleted() && a.confined() {
+			continue
+		}
 		if row.Deleted() {
 			if e := a.verify(ctx, row); e != nil {
 				return nil, e
@@ -120,12 +133,42 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 			return nil, e
 		}
 		res, e := a.open(ctx, row, aead, receipt)
+		if e != nil && errors.Is(e.Err, errOutside) {
+			continue
+		}
 		if e != nil {
 			return nil, e
 		}
-		result.Resources = append(result.Resources, res)
+		result.Resources, shown = append(result.Resources, res), append(shown, row)
+	}
+	if told == audit.Intent {
+		if result.Total > 0 {
+			result.Total = len(shown)
+		}
+		if page == "" && (len(shown) == 0 || shown[0] != rows[0]) {
+			return nil, a.outside()
+		}
+		return result, a.disclosedVersions(ctx, shown)
 	}
 	return result, nil
+}
+
+// disclosedVersions records what came of the intent to look into versions: which were shown, once for each patient whose they were.
+func (a *attempt) disclosedVersions(ctx context.Context, shown []*Sealed) *Error {
+	var named []string
+	var events []*audit.Event
+	for _, row := range shown {
+		for _, patient := range row.Patients {
+			if !slices.Contains(named, patient) {
+				named = append(named, patient)
+				events = append(events, a.event(audit.Success, a.ref, row.Version, []string{patient}))
+			}
+		}
+	}
+	if events == nil {
+		events = a.events(audit.Success, a.ref, 0, nil)
+	}
+	return a.disclosed(ctx, events)
 }
 
 func (a *attempt) tombstone(row *Sealed) *Resource {

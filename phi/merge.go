@@ -234,8 +234,13 @@ func (m *mover) authorised(ctx context.Context, work func(*mover, context.Contex
 		if e := m.permit(auth.Create, "Patient"); e != nil {
 			return nil, e
 		}
+		whole := !m.confined() // a merge moves all that is in a chart, and a part of it cannot be moved
 		if e := m.admit(ctx, auth.Read, "Patient", []string{id}, notFound); e != nil {
 			return nil, e
+		}
+		if !whole || m.confined() {
+			m.decision.Allowed, m.decision.Reason = false, auth.ReasonScope
+			return nil, denied()
 		}
 	}
 	m.seen = m.view

@@ -212,13 +212,16 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 	if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
 		return nil, e
 	}
-	if row.Erased {
+	if row.Erased && !a.confined() {
 		return nil, erased()
 	}
 	if a.view.classes&^row.Fetched != 0 { // the record's decision shows more than the type's promised
 		if row, e = a.fetch(ctx); e != nil {
 			return nil, e
 		}
+	}
+	if a.confined() {
+		return a.discloseConfined(ctx, row)
 	}
 	if row.Deleted() {
 		if e := a.verify(ctx, row); e != nil {
@@ -296,17 +299,21 @@ func (a *attempt) aead(ctx context.Context, row *Sealed) (cipher.AEAD, *Error) {
 func (a *attempt) open(ctx context.Context, row *Sealed, aead cipher.AEAD, receipt audit.Receipt) (*Resource, *Error) {
 	since := a.clock()
 	res, err := a.show(row, aead, receipt)
-	if err != nil {
-		if errors.Is(err, errNoReceipt) {
-			return nil, unavailable(err)
-		}
+	switch {
+	case errors.Is(err, errOutside):
+		a.trace.Crypto += a.clock() - since
+		return nil, notFound().because(err)
+	case errors.Is(err, errNoReceipt):
+		return nil, unavailable(err)
+	case err != nil:
 		return nil, a.broken(ctx, row, err)
 	}
 	a.trace.Crypto += a.clock() - since
 	return res, nil
 }
 
-// show opens a row into memory that is used again, and makes its JSON elsewhere.
+// show opens a row into memory that is used again, and makes its JSON elsewhere. Nothing that is outside the caller's scopes gets out
+// of here (errOutside).
 func (a *attempt) show(row *Sealed, aead cipher.AEAD, receipt audit.Receipt) (*Resource, error) {
 	mem := a.memory.Get().(*[]byte)
 	defer a.giveBack(mem)
@@ -318,6 +325,9 @@ func (a *attempt) show(row *Sealed, aead cipher.AEAD, receipt audit.Receipt) (*R
 	elements, err := join(&plain, few[:0])
 	if err != nil {
 		return nil, err
+	}
+	if a.confined() && !a.holds(row, elements) {
+		return nil, errOutside
 	}
 	return a.render(row, elements), nil
 }

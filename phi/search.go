@@ -2,6 +2,7 @@ package phi
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"slices"
 	"strconv"
@@ -409,10 +410,12 @@ type hit struct {
 	resource *Resource
 }
 
-// Bounds of one page's work: rows asked for at once, and candidates opened before the page ends with a link to go on.
+// Bounds of one page's work: rows asked for at once, and candidates opened before the page ends with a link to go on. Candidates
+// that are outside the caller's scopes have a bound of their own, far out: to end there tells that there are as many.
 const (
-	scanBatch = 200
-	scanLimit = 2000
+	scanBatch   = 200
+	scanLimit   = 2000
+	hiddenLimit = 20_000
 )
 
 // scan opens candidates until the page is full. more is the id to continue after, "" when there is nothing left.
@@ -422,12 +425,16 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 		return nil, "", nil // restrictions that exclude each other
 	}
 	sel.Limit = q.count + 1
-	if len(q.criteria) > 0 {
+	if len(q.criteria) > 0 || a.confined() {
 		sel.Limit = max(sel.Limit, scanBatch)
 	}
-	for seen := 0; ; {
+	count := q.count
+	if a.confined() {
+		count++ // whether there is more to show is known when one more is found; that rows are left is not to be told
+	}
+	for seen, hidden := 0, 0; ; {
 		since := a.clock()
-		rows, err := a.candidates(ctx, q, sel)
+		rows, err := a.candidates(ctx, q, sel, a.view.classes)
 		a.trace.Database += a.clock() - since
 		if err != nil {
 			return nil, "", stored(err)
@@ -437,13 +444,20 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 				continue
 			}
 			resource, e := a.candidate(ctx, q, row, receipt)
-			if e != nil {
+			switch {
+			case e != nil && errors.Is(e.Err, errOutside):
+				hidden++
+				continue
+			case e != nil:
 				return nil, "", e
-			}
-			if resource != nil {
+			case resource != nil:
 				hits = append(hits, hit{row, resource})
 			}
-			if len(hits) == q.count && (i < len(rows)-1 || len(rows) == sel.Limit) {
+			switch {
+			case len(hits) > q.count:
+				resource.JSON.Clear()
+				return hits[:q.count], hits[q.count-1].row.ID, nil
+			case len(hits) == count && (i < len(rows)-1 || len(rows) == sel.Limit):
 				return hits, row.ID, nil
 			}
 		}
@@ -451,14 +465,14 @@ func (a *attempt) scan(ctx context.Context, q *query, receipt audit.Receipt) (hi
 			return hits, "", nil
 		}
 		sel.After = rows[len(rows)-1].ID
-		if seen += len(rows); seen >= scanLimit {
-			return hits, sel.After, nil
+		if seen += len(rows); seen-hidden >= scanLimit || hidden >= hiddenLimit {
+			return hits[:min(len(hits), q.count)], sel.After, nil
 		}
 	}
 }
 
 // candidates asks the storage, under the index generations of this moment.
-func (a *attempt) candidates(ctx context.Context, q *query, sel Selection) ([]*Sealed, error) {
+func (a *attempt) candidates(ctx context.Context, q *query, sel Selection, classes ClassSet) ([]*Sealed, error) {
 	if len(q.sel.Tokens) > 0 {
 		g, err := a.generations(ctx)
 		if err != nil {
@@ -470,7 +484,7 @@ func (a *attempt) candidates(ctx context.Context, q *query, sel Selection) ([]*S
 		ctx, cancel = a.within(ctx, g)
 		defer cancel()
 	}
-	return a.storage.Search(ctx, sel, a.view.classes)
+	return a.storage.Search(ctx, sel, classes)
 }
 
 // candidate opens a row and checks the criteria; nil when it is no match. In the de-identified view the criteria see what
@@ -538,9 +552,15 @@ func (a *attempt) recordHits(ctx context.Context, q *query, hits []hit) *Error {
 	return e
 }
 
+// maximalHidden is how many records under one condition a guard leaves alone.
+const maximalHidden = 1000
+
 // find returns at most limit records that match a condition of a conditional create or reference. It is a search like any
 // other, with its event, and finds what the caller could find: a condition that held on other people's records would tell
 // what is in them.
+//
+// Of what an exact condition may not find there may be records all the same. Those that are there before are in query.missed, so that a
+// guard does not tell of them: the answer to a conditional create is the same whether or not they exist.
 func (a *attempt) find(ctx context.Context, resourceType string, params []Param, limit int) (found []*Sealed, q *query, fault *Error) {
 	s := a.begin(a.caller, verbSearch, Ref{Type: resourceType})
 	defer func() {
@@ -569,6 +589,16 @@ func (a *attempt) find(ctx context.Context, resourceType string, params []Param,
 	receipt, e := s.recordQuery(ctx, q, params)
 	if e != nil {
 		return nil, nil, e
+	}
+	if q.exact {
+		// Before what the caller may find is looked for: who creates a record in between is found, or met by the guard.
+		all, err := s.candidates(ctx, q, Selection{Type: resourceType, Tokens: q.sel.Tokens, Limit: maximalHidden}, 0)
+		if err != nil {
+			return nil, nil, stored(err)
+		}
+		for _, row := range all {
+			q.missed[row.ID] = 0
+		}
 	}
 	hits, more, e := s.scan(ctx, q, receipt)
 	if e != nil {

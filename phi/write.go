@@ -334,14 +334,30 @@ func (a *attempt) present(ctx context.Context, changes []*change) (map[Ref]*Seal
 // authorise decides about one change: on the type, on the patients it names, and on those of the version it replaces.
 func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 	defer func() { c.decision, c.view = a.decision, a.view }()
-	letter := c.verb.letter
-	if letter == auth.Update && c.current == nil { // update as create
-		letter = auth.Create
-	}
 	if e := a.permit(c.verb.letter, c.ref.Type); e != nil {
 		return e
 	}
-	if letter != c.verb.letter {
+	if c.verb.letter != auth.Create && !a.view.full() {
+		// Who sees a part of a record cannot replace or remove the whole.
+		return a.overrule(denied())
+	}
+	hidden := false
+	if c.current != nil {
+		switch e := a.reachable(ctx, c); {
+		case e == nil:
+		case e.Kind == NotFound:
+			// What may not be known to exist is treated as what does not, up to the last: only that the id is taken has to be told.
+			// The event says why.
+			refusal := a.decision
+			hidden, c.current = true, nil
+			defer func() { a.decision = refusal }()
+		default:
+			return e
+		}
+	}
+	letter := c.verb.letter
+	if letter == auth.Update && c.current == nil { // update as create
+		letter = auth.Create
 		if e := a.permit(letter, c.ref.Type); e != nil {
 			return e
 		}
@@ -350,15 +366,6 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 		if e := a.authoriseContent(ctx, c, letter); e != nil {
 			return e
 		}
-	}
-	if c.current != nil {
-		if e := a.admit(ctx, c.verb.letter, c.ref.Type, c.current.Patients, notFound); e != nil {
-			return e
-		}
-	}
-	if c.verb.letter != auth.Create && !a.view.full() {
-		// Who sees a part of a record cannot replace or remove the whole.
-		return a.overrule(denied())
 	}
 	switch {
 	case c.current != nil && c.current.Erased:
@@ -369,8 +376,24 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 		return notFound()
 	case c.ifMatch != 0 && (c.current == nil || c.current.Version != c.ifMatch):
 		return precondition("conflict", "the record has another version")
+	case hidden:
+		return notFound()
 	case c.resource == nil && c.current.Deleted():
 		c.same = true
+	}
+	return nil
+}
+
+// reachable decides about the version that a change replaces or removes.
+func (a *attempt) reachable(ctx context.Context, c *change) *Error {
+	if e := a.admit(ctx, c.verb.letter, c.ref.Type, c.current.Patients, notFound); e != nil {
+		return e
+	}
+	if !a.view.full() {
+		return a.overrule(denied())
+	}
+	if a.confined() {
+		return a.judge(ctx, c.current)
 	}
 	return nil
 }
@@ -398,6 +421,10 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 	e := a.admit(ctx, letter, c.ref.Type, c.patients, denied)
 	if e != nil && e.Kind == Denied && len(c.patients) == 0 && belongs(c.ref.Type) {
 		return fail(Unprocessable, "required", "a record of this type must refer to its patient, as Patient/id").at(c.ref.Type)
+	}
+	if e == nil && a.confined() && !a.inside(letter, c.patients, c.resource) {
+		a.decision.Allowed, a.decision.Reason = false, auth.ReasonScope
+		return denied()
 	}
 	return e
 }

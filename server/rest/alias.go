@@ -32,9 +32,9 @@ const (
 	kindRequest kind = "request"
 )
 
-// kindOf is the kind of a record's id. An event of the trail and a key are nobody.
+// kindOf is the kind of a record's id. An event of the trail, a key and what a scope says are nobody.
 func kindOf(entityType string) kind {
-	if entityType == "AuditEvent" || entityType == "key" {
+	if entityType == "AuditEvent" || entityType == "key" || entityType == "scope" {
 		return kindNone
 	}
 	return kind(strings.ToLower(entityType))
