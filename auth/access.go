@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -14,6 +16,17 @@ type AccessConfig struct {
 	Storage Storage
 	Logger  *slog.Logger
 	Now     func() time.Time // wall clock; time.Now when nil
+
+	// Alarm is told what an officer must hear of. It is called while a decision is made, rarely, and must not call Access; nil: nobody.
+	Alarm func(Alarm)
+}
+
+// Alarm is a fault of the policy, or one that it brings to light. It is told once an hour at most about the same.
+type Alarm struct {
+	Policy    int64      // version
+	Refused   error      // the version does not compile; the one before it stays in force
+	Principal *Principal // who bears the roles of Conflict both, and so has neither
+	Conflict  Conflict
 }
 
 const (
@@ -27,14 +40,16 @@ type Access struct {
 	storage   Storage
 	logger    *slog.Logger
 	policy    atomic.Pointer[snapshot]
-	refused   atomic.Pointer[error] // why the newest policy was not taken over; nil when it was
+	refused   atomic.Pointer[refusal] // why the newest policy was not taken over; nil when it was
 	grants    atomic.Pointer[emergencies]
-	epoch     atomic.Int64 // of treatment relationships and consents
+	epochs    atomic.Pointer[Epochs]
 	confirmed atomic.Int64 // when the storage last confirmed all of them, on the clock below
 	start     time.Time    // the clock is the time since then: steps of the wall clock do not matter
 	known     factCache
 	now       func() time.Time
 	wake      chan struct{}
+	polling   sync.Mutex
+	alarms    alarms
 
 	hits, misses atomic.Uint64
 }
@@ -50,7 +65,7 @@ func NewAccess(ctx context.Context, cfg AccessConfig) (*Access, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	a := &Access{storage: cfg.Storage, logger: cfg.Logger, now: cfg.Now, start: time.Now(), wake: make(chan struct{}, 1)}
+	a := &Access{storage: cfg.Storage, logger: cfg.Logger, now: cfg.Now, start: time.Now(), wake: make(chan struct{}, 1), alarms: alarms{tell: cfg.Alarm, seed: maphash.MakeSeed()}}
 	err := a.poll(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("making access: %w", err)
@@ -100,9 +115,14 @@ func (a *Access) Wake() {
 	}
 }
 
+// Refresh takes over what has changed by now, as Run does: what an administrator has changed holds for the next request here.
+func (a *Access) Refresh(ctx context.Context) error { return a.poll(ctx) }
+
 // poll reads the epochs and takes over what changed. The lease is renewed to the moment before the reads: they say nothing
 // about later.
 func (a *Access) poll(ctx context.Context) error {
+	a.polling.Lock() // what was read later is taken over later
+	defer a.polling.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, pollTimeout)
 	defer cancel()
 	asked := a.clock()
@@ -110,45 +130,62 @@ func (a *Access) poll(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading epochs: %w", err)
 	}
-	a.epoch.Store(now.Relationship)
+	a.epochs.Store(&now)
 	if held := a.grants.Load(); held == nil || held.epoch != now.Emergency {
 		list, err := a.storage.Emergencies(ctx)
 		if err != nil {
 			return fmt.Errorf("reading emergency access: %w", err)
 		}
-		a.grants.Store(newEmergencies(now.Emergency, list))
+		a.grants.Store(newEmergencies(now.Emergency, asked, list))
 	}
-	if held := a.policy.Load(); held == nil || held.version != now.Policy {
-		if err := a.load(ctx); err != nil {
+	var refused error
+	switch held, spurned := a.policy.Load(), a.refused.Load(); {
+	case held != nil && held.version == now.Policy:
+		a.refused.Store(nil)
+	case held != nil && spurned != nil && spurned.version == now.Policy: // it will not compile the next time either
+		refused = spurned.error
+	default:
+		if refused, err = a.load(ctx); err != nil {
 			return err
 		}
-	} else {
-		a.refused.Store(nil)
 	}
+	// A policy that does not compile takes nothing else with it: emergency access goes on under the one before.
 	a.confirmed.Store(int64(asked))
-	return nil
+	return refused
 }
 
-// load compiles the stored policy and swaps it in. One that does not compile leaves the old one in force.
-func (a *Access) load(ctx context.Context) error {
+// refusal is why a version of the policy was not taken over.
+type refusal struct {
+	version int64
+	error
+}
+
+// load compiles the stored policy and swaps it in. One that does not compile is refused, and leaves the old one in force; without an old
+// one that is an error.
+func (a *Access) load(ctx context.Context) (refused, err error) {
 	p, err := a.storage.Policy(ctx)
 	if err != nil {
-		return fmt.Errorf("reading policy: %w", err)
+		return nil, fmt.Errorf("reading policy: %w", err)
 	}
 	s, err := compile(p)
 	if err != nil {
-		a.refused.Store(&err)
-		return err
+		a.refused.Store(&refusal{p.Version, err})
+		a.alarms.raise(Alarm{Policy: p.Version, Refused: err})
+		if a.policy.Load() == nil {
+			return nil, err
+		}
+		return err, nil
 	}
+	s.alarm = a.alarms.raise
 	a.policy.Store(s)
 	a.refused.Store(nil)
-	return nil
+	return nil, nil
 }
 
 // Healthy returns nil when the policy is loaded and its epochs were confirmed within the lease (5 s).
 func (a *Access) Healthy() error {
 	if err := a.refused.Load(); err != nil {
-		return fmt.Errorf("newest policy was refused: %w", *err)
+		return fmt.Errorf("newest policy was refused: %w", err.error)
 	}
 	if !a.leased(a.clock()) {
 		return errors.New("policy and relationships were not confirmed lately")

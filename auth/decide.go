@@ -32,26 +32,25 @@ func serves(p *Principal, roles []string) bool {
 
 // weigh tries the rules of the principal, widest first, and returns the first that applies, or the denial of the rule
 // that came nearest. applies judges what a rule demands beyond role, letter, purpose and step-up.
-func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, purpose string, applies func(r *rule, bound bool) (Reason, string)) Decision {
+func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, purpose string, applies func(r *rule, bound bool, purpose string) (Reason, string)) Decision {
 	d := Decision{Purpose: purpose, Policy: s.version, Reason: ReasonScope}
 	if p == nil {
 		return d
 	}
 	now := a.now()
-	var buffer [maxRoles]string
-	roles := s.rolesOf(p, now, &buffer)
-	bound, only, ok := p.Scopes.reach(serves(p, roles), resourceType, i)
+	h := s.held(p, now)
+	bound, only, ok := p.Scopes.reach(serves(p, h.names), resourceType, i)
 	if !ok {
 		return d
 	}
 	d.Reason, d.Only = ReasonRole, only
-	list := s.all(roles, resourceType, i)
-	for _, r := range list.rules[:list.n] {
+	for list := s.all(h, resourceType, i); list.next(); {
+		r := list.rule
 		applied, ok := r.purpose(purpose)
 		reason, related := ReasonPurpose, ""
 		if ok {
 			if reason = r.stepUp.judge(p, now); reason == ReasonAllowed {
-				reason, related = applies(r, bound)
+				reason, related = applies(r, bound, applied)
 			}
 		}
 		if reason == ReasonAllowed {
@@ -105,17 +104,17 @@ func (r Reason) nearness() int {
 // rule without relation opens it.
 func (a *Access) Check(ctx context.Context, p *Principal, r Request) Decision {
 	s := a.policy.Load()
-	d := a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool) (Reason, string) {
+	d := a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool, purpose string) (Reason, string) {
 		if (bound || rule.relation == RelationSelf) && (r.Stray || !own(p, r)) {
 			return ReasonCompartment, ""
 		}
 		if rule.relation == RelationTreatment && r.Stray {
 			return ReasonRelationship, ""
 		}
-		return a.facts(ctx, p, r, rule)
+		return a.facts(ctx, p, r, rule, purpose)
 	})
 	if !d.Allowed {
-		d = a.rescue(p, r, d)
+		d = a.rescue(ctx, p, r, d)
 	}
 	return s.forbid(p, a.now(), r.Interaction, r.Type, r.Segment, d)
 }
@@ -146,41 +145,65 @@ func practitioner(p *Principal) string {
 
 // facts holds a request against what is known of the caller and the record's patients: a relationship with one of them, no consent of
 // any of them against it, and the segment opened by the role or by all of them.
-func (a *Access) facts(ctx context.Context, p *Principal, r Request, rule *rule) (Reason, string) {
-	if len(r.Patients) == 0 {
-		if !rule.segments.Has(r.Segment) {
-			return ReasonSegment, ""
+func (a *Access) facts(ctx context.Context, p *Principal, r Request, rule *rule, purpose string) (Reason, string) {
+	treated := rule.relation == RelationTreatment && len(r.Patients) > 0
+	exempt := len(r.Patients) == 0 || p.exempt(rule.relation)
+	var known judged
+	if treated || !exempt {
+		if treated && practitioner(p) == "" {
+			return ReasonRelationship, ""
 		}
-		return ReasonAllowed, ""
-	}
-	if rule.relation == RelationSelf { // a patient's consents are about others
-		if !rule.segments.Has(r.Segment) {
-			return ReasonSegment, ""
+		var err error
+		if known, err = a.look(ctx, p, r, purpose, treated); err != nil {
+			return a.unknown(ctx, err), ""
 		}
-		return ReasonAllowed, ""
-	}
-	who := actor(p)
-	if rule.relation == RelationTreatment && who.Practitioner == "" {
-		return ReasonRelationship, ""
-	}
-	all, err := a.look(ctx, who, r.Patients, rule.relation == RelationTreatment)
-	if err != nil {
-		// The text of a storage error may quote its arguments, which name a patient. What lasts is told by Run, once.
-		a.logger.DebugContext(ctx, "facts could not be looked up", "error_type", fmt.Sprintf("%T", err))
-		return ReasonUnavailable, ""
 	}
 	switch {
-	case rule.relation == RelationTreatment && all.Related == "":
+	case treated && known.related == "":
 		return ReasonRelationship, ""
-	case all.Denied:
+	case !exempt && known.denied:
 		return ReasonConsent, ""
-	case !(rule.segments | all.Opened).Has(r.Segment):
+	case !rule.segments.Has(r.Segment) && (exempt || !known.opened):
 		return ReasonSegment, ""
-	}
-	if rule.relation != RelationTreatment {
+	case !treated:
 		return ReasonAllowed, ""
 	}
-	return ReasonAllowed, all.Related
+	return ReasonAllowed, known.related
+}
+
+// related looks for a treatment relationship with one patient alone.
+func (a *Access) related(ctx context.Context, p *Principal, patient string) (Reason, string) {
+	if practitioner(p) == "" {
+		return ReasonRelationship, ""
+	}
+	known, err := a.look(ctx, p, Request{Patients: []string{patient}}, "", true)
+	switch {
+	case err != nil:
+		return a.unknown(ctx, err), ""
+	case known.related == "":
+		return ReasonRelationship, ""
+	}
+	return ReasonAllowed, known.related
+}
+
+// unknown is the reason of a denial when facts could not be looked up. The text of a storage error may quote its arguments, which name
+// a patient. What lasts is told by Run, once.
+func (a *Access) unknown(ctx context.Context, err error) Reason {
+	a.logger.DebugContext(ctx, "facts could not be looked up", "error_type", fmt.Sprintf("%T", err))
+	return ReasonUnavailable
+}
+
+// closed returns the segments that a forbidding rule closes to an allowed search.
+func (a *Access) closed(s *snapshot, p *Principal, r Request, d Decision) (set SegmentSet) {
+	if !d.Allowed || !s.forbidding {
+		return 0
+	}
+	for x := SegmentPart2; int(x) < len(segmentNames); x++ {
+		if !s.forbid(p, a.now(), r.Interaction, r.Type, x, d).Allowed {
+			set |= 1 << x
+		}
+	}
+	return set
 }
 
 // Type decides what can be decided without looking at a record: scope and role on the type. A denial here is 403; a
@@ -188,7 +211,7 @@ func (a *Access) facts(ctx context.Context, p *Principal, r Request, rule *rule)
 // widest rule; Check may find that only a narrower one applies.
 func (a *Access) Type(p *Principal, i Interaction, resourceType, purpose string) Decision {
 	s := a.policy.Load()
-	d := a.weigh(s, p, i, resourceType, purpose, func(r *rule, bound bool) (Reason, string) {
+	d := a.weigh(s, p, i, resourceType, purpose, func(r *rule, bound bool, _ string) (Reason, string) {
 		if (bound || r.relation == RelationSelf) && p.Patient == "" {
 			return ReasonCompartment, ""
 		}
@@ -206,8 +229,8 @@ func (a *Access) Type(p *Principal, i Interaction, resourceType, purpose string)
 func (a *Access) Filter(ctx context.Context, p *Principal, r Request) Filter {
 	s := a.policy.Load()
 	var f Filter
-	f.Decision = a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool) (Reason, string) {
-		f.Segments, f.Self = rule.segments, rule.relation == RelationSelf
+	f.Decision = a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool, _ string) (Reason, string) {
+		f.Segments, f.Exempt = rule.segments, p.exempt(rule.relation)
 		switch {
 		case bound || rule.relation == RelationSelf:
 			if p.Patient == "" {
@@ -216,7 +239,7 @@ func (a *Access) Filter(ctx context.Context, p *Principal, r Request) Filter {
 			related := ""
 			if rule.relation == RelationTreatment {
 				var reason Reason
-				if reason, related = a.facts(ctx, p, Request{Interaction: r.Interaction, Type: r.Type, Patients: []string{p.Patient}}, rule); reason != ReasonAllowed {
+				if reason, related = a.related(ctx, p, p.Patient); reason != ReasonAllowed {
 					return reason, ""
 				}
 			}
@@ -236,7 +259,11 @@ func (a *Access) Filter(ctx context.Context, p *Principal, r Request) Filter {
 	if p != nil {
 		f.Actor = actor(p)
 	}
+	if rescued, ok := a.rescueSearch(ctx, p, r); ok {
+		return rescued
+	}
 	f.Decision = s.forbid(p, a.now(), r.Interaction, r.Type, SegmentGeneral, f.Decision)
+	f.Closed = a.closed(s, p, r, f.Decision)
 	return f
 }
 

@@ -3,13 +3,18 @@ package auth
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
+	"math"
+	"math/bits"
 	"slices"
+	"sync/atomic"
 	"time"
 )
 
 // rule is one permission for one letter, ready to be applied.
 type rule struct {
 	name     string // "role:Type:letter:relation"
+	role     uint16 // its number
 	view     string
 	relation Relation
 	purposes []string
@@ -37,37 +42,57 @@ func (r *rule) wider(other *rule) bool {
 	return r.place < other.place
 }
 
-// typeRules are the rules for one type, by letter.
+// typeRules are the rules of a role for one type, by letter.
 type typeRules [len(letters)][]*rule
 
-// forbids are the rules that keep a role out, by letter.
-type forbids [len(letters)][]*rule
-
-// roleRules are the rules of one role. A type that has rules of its own does not fall back on those for every type.
+// roleRules are the rules of one role. A type that has permits of its own does not fall back on those for every type.
 type roleRules struct {
 	types  map[string]*typeRules
 	any    *typeRules
-	closed map[string]*forbids // by type, "*" among them
+	closed map[string]*typeRules // what it forbids, by type, "*" among them
 }
 
-func (r *roleRules) rules(resourceType string, letter int) []*rule {
-	if own := r.types[resourceType]; own != nil {
-		return own[letter]
-	}
-	if r.any != nil {
-		return r.any[letter]
-	}
-	return nil
+// cell is everything that a policy says about one letter of one type.
+type cell struct {
+	roles   roleSet  // that have a permit here
+	permits []*rule  // widest first
+	start   []uint16 // where in at the places of a role begin; the next one's is where they end
+	at      []uint16 // places in permits, role by role
+	forbids []*rule
 }
 
-// snapshot is a compiled policy; immutable.
+// cells are those of a type, by letter.
+type cells [len(letters)]cell
+
+// Limits of a policy. They bound what a decision looks at and what it keeps on the stack.
+const (
+	maxPolicyRoles = 512
+	maxCellRules   = 1024
+)
+
+// roleSet is a set of roles by their number in a snapshot.
+type roleSet [maxPolicyRoles / 64]uint64
+
+func (s *roleSet) add(n uint16)      { s[n>>6] |= 1 << (n & 63) }
+func (s *roleSet) has(n uint16) bool { return s[n>>6]&(1<<(n&63)) != 0 }
+
+// snapshot is a compiled policy; immutable but for what it remembers of principals.
 type snapshot struct {
 	version      int64
 	forbidding   bool // some role has a forbidding rule
-	roles        map[string]*roleRules
+	names        []string
+	numbers      map[string]uint16
+	types        map[string]*cells
+	any          *cells // of a type that no permission names
 	capabilities map[named]capability
 	assigned     map[string][]Assignment // by subject
-	conflicts    []Conflict
+	conflicts    []conflict
+	alarm        func(Alarm)
+
+	emergencyOverConsent bool
+
+	seed  maphash.Seed
+	known [holdings]atomic.Pointer[holding]
 }
 
 // named is a capability of a role.
@@ -78,46 +103,115 @@ type capability struct {
 	stepUp StepUp
 }
 
-// rolesOf returns the roles that a principal has at a moment: those that the token names and those that are assigned. Of roles that
-// conflict, nobody has either.
-func (s *snapshot) rolesOf(p *Principal, now time.Time, buffer *[maxRoles]string) []string {
-	roles := append(buffer[:0], p.Roles...)
+// conflict is a Conflict by the numbers of its roles.
+type conflict struct {
+	role, other uint16
+	Conflict
+}
+
+// holdings is how many principals a snapshot remembers the roles of; another one that falls on the same place is resolved anew.
+const holdings = 1 << 14
+
+// holding is which roles a principal has, from since until until; immutable.
+type holding struct {
+	principal    *Principal
+	since, until int64 // UnixNano
+	names        []string
+	set          roleSet
+}
+
+// held returns the roles that a principal has at a moment: those that the token names and those that are assigned. Of roles that
+// conflict, nobody has any.
+func (s *snapshot) held(p *Principal, now time.Time) *holding {
+	at := now.UnixNano()
+	place := &s.known[maphash.Comparable(s.seed, p)%holdings]
+	if h := place.Load(); h != nil && h.principal == p && at >= h.since && at < h.until {
+		return h
+	}
+	h := s.resolve(p, now)
+	place.Store(h)
+	return h
+}
+
+func (s *snapshot) resolve(p *Principal, now time.Time) *holding {
+	h := &holding{principal: p, since: math.MinInt64, until: math.MaxInt64, names: slices.Clone(p.Roles)}
 	for _, a := range s.assigned[p.Subject] {
-		if now.Before(a.From) || !a.Until.IsZero() && !now.Before(a.Until) || slices.Contains(roles, a.Role) || len(roles) == maxRoles {
+		begun, over := !now.Before(a.From), !a.Until.IsZero() && !now.Before(a.Until)
+		switch {
+		case !begun:
+			h.until = min(h.until, a.From.UnixNano())
+			continue
+		case over:
+			h.since = max(h.since, a.Until.UnixNano())
 			continue
 		}
-		roles = append(roles, a.Role)
-	}
-	for _, c := range s.conflicts {
-		if slices.Contains(roles, c.Role) && slices.Contains(roles, c.Other) {
-			roles = slices.DeleteFunc(roles, func(r string) bool { return r == c.Role || r == c.Other })
+		h.since = max(h.since, a.From.UnixNano())
+		if !a.Until.IsZero() {
+			h.until = min(h.until, a.Until.UnixNano())
+		}
+		if !slices.Contains(h.names, a.Role) {
+			h.names = append(h.names, a.Role)
 		}
 	}
-	return roles
+	for _, name := range h.names {
+		if n, ok := s.numbers[name]; ok {
+			h.set.add(n)
+		}
+	}
+	var lost []string
+	all := h.set
+	for _, c := range s.conflicts {
+		if !all.has(c.role) || !all.has(c.other) {
+			continue
+		}
+		lost = append(lost, c.Role, c.Other)
+		if s.alarm != nil {
+			s.alarm(Alarm{Principal: p, Conflict: c.Conflict, Policy: s.version})
+		}
+	}
+	if lost == nil {
+		return h
+	}
+	h.names = slices.DeleteFunc(h.names, func(name string) bool { return slices.Contains(lost, name) })
+	h.set = roleSet{}
+	for _, name := range h.names {
+		if n, ok := s.numbers[name]; ok {
+			h.set.add(n)
+		}
+	}
+	return h
+}
+
+// rolesOf returns the names of the roles that a principal has at a moment; not to be written to.
+func (s *snapshot) rolesOf(p *Principal, now time.Time, _ *[maxRoles]string) []string {
+	return s.held(p, now).names
+}
+
+// cell returns what the policy says about an interaction with a type; nil for a letter that there is not.
+func (s *snapshot) cell(resourceType string, i Interaction) *cell {
+	letter := i.index()
+	if letter < 0 {
+		return nil
+	}
+	if own := s.types[resourceType]; own != nil {
+		return &own[letter]
+	}
+	return &s.any[letter]
 }
 
 // forbid overrules an allowance when a rule of one of the roles keeps them out.
 func (s *snapshot) forbid(p *Principal, now time.Time, i Interaction, resourceType string, segment Segment, d Decision) Decision {
-	letter := i.index()
-	if !d.Allowed || letter < 0 || !s.forbidding {
+	if !d.Allowed || !s.forbidding {
 		return d
 	}
-	var buffer [maxRoles]string
-	for _, name := range s.rolesOf(p, now, &buffer) {
-		role := s.roles[name]
-		if role == nil {
-			continue
-		}
-		for _, on := range [...]string{resourceType, "*"} {
-			rules := role.closed[on]
-			if rules == nil {
-				continue
-			}
-			for _, r := range rules[letter] {
-				if (len(r.purposes) == 0 || slices.Contains(r.purposes, d.Purpose)) && (r.segments == 0 || segment != SegmentGeneral && r.segments.Has(segment)) {
-					return Decision{Rule: r.name, Reason: ReasonForbidden, Purpose: d.Purpose, Policy: s.version}
-				}
-			}
+	c := s.cell(resourceType, i)
+	if c == nil || len(c.forbids) == 0 {
+		return d
+	}
+	h := s.held(p, now)
+	for _, r := range c.forbids {
+		if h.set.has(r.role) && (len(r.purposes) == 0 || slices.Contains(r.purposes, d.Purpose) || d.Emergency != "" && slices.ContainsFunc(r.purposes, urgent)) && (r.segments == 0 || segment != SegmentGeneral && r.segments.Has(segment)) {
+			return Decision{Rule: r.name, Reason: ReasonForbidden, Purpose: d.Purpose, Policy: s.version}
 		}
 	}
 	return d
@@ -125,17 +219,54 @@ func (s *snapshot) forbid(p *Principal, now time.Time, i Interaction, resourceTy
 
 // compile checks a policy and prepares it. A policy with one wrong row is refused whole: half a policy is another policy.
 func compile(p Policy) (*snapshot, error) {
-	s := &snapshot{version: p.Version, roles: map[string]*roleRules{}, capabilities: map[named]capability{}, assigned: map[string][]Assignment{}, conflicts: p.Conflicts}
-	for i, row := range p.Permissions {
-		if err := s.add(row, i); err != nil {
-			return nil, fmt.Errorf("compiling permission %d of policy %d: %w", i, p.Version, err)
+	s := &snapshot{
+		version: p.Version, numbers: map[string]uint16{}, types: map[string]*cells{}, capabilities: map[named]capability{},
+		assigned: map[string][]Assignment{}, seed: maphash.MakeSeed(), emergencyOverConsent: p.EmergencyOverConsent,
+	}
+	var roles []*roleRules
+	number := func(name string) (uint16, error) {
+		n, ok := s.numbers[name]
+		switch {
+		case ok:
+			return n, nil
+		case name == "":
+			return 0, errors.New("role is empty")
+		case len(roles) == maxPolicyRoles:
+			return 0, fmt.Errorf("more than %d roles", maxPolicyRoles)
+		}
+		n = uint16(len(roles))
+		s.numbers[name], s.names = n, append(s.names, name)
+		roles = append(roles, &roleRules{types: map[string]*typeRules{}, closed: map[string]*typeRules{}})
+		return n, nil
+	}
+	for _, r := range p.Roles {
+		if _, err := number(r.Name); err != nil {
+			return nil, fmt.Errorf("compiling policy %d: %w", p.Version, err)
 		}
 	}
+	for i, row := range p.Permissions {
+		n, err := number(row.Role)
+		if err == nil {
+			err = roles[n].add(row, n, i)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("compiling permission %d of policy %d: %w", i, p.Version, err)
+		}
+		s.forbidding = s.forbidding || row.Effect == Forbid
+	}
 	for _, c := range p.Capabilities {
-		if c.Role == "" || c.Name == "" {
+		if _, err := number(c.Role); err != nil || c.Name == "" {
 			return nil, fmt.Errorf("compiling policy %d: empty capability", p.Version)
 		}
 		s.capabilities[named{c.Role, c.Name}] = capability{c.Role + ":" + c.Name, c.StepUp}
+	}
+	for _, c := range p.Conflicts {
+		role, err := number(c.Role)
+		other, also := number(c.Other)
+		if err != nil || also != nil || role == other {
+			return nil, fmt.Errorf("compiling policy %d: a conflict is not of two roles", p.Version)
+		}
+		s.conflicts = append(s.conflicts, conflict{role, other, c})
 	}
 	for _, a := range p.Assignments {
 		if a.Subject == "" || a.Role == "" {
@@ -143,16 +274,20 @@ func compile(p Policy) (*snapshot, error) {
 		}
 		s.assigned[a.Subject] = append(s.assigned[a.Subject], a)
 	}
+	if err := s.lay(roles); err != nil {
+		return nil, fmt.Errorf("compiling policy %d: %w", p.Version, err)
+	}
 	return s, nil
 }
 
-func (s *snapshot) add(row Permission, place int) error {
+// add takes over a permission of the role of number n; place is where it stands in the policy.
+func (role *roleRules) add(row Permission, n uint16, place int) error {
 	m, ok := letterMask(row.Interactions)
 	segments, named := segmentSet(row.Segments)
 	forbidden := row.Effect == Forbid
 	switch {
-	case row.Role == "" || row.View == "" && !forbidden:
-		return errors.New("role or view is empty")
+	case row.View == "" && !forbidden:
+		return errors.New("view is empty")
 	case row.Type != "*" && !isTypeName(row.Type):
 		return errors.New("type is not a resource type")
 	case !ok:
@@ -164,52 +299,110 @@ func (s *snapshot) add(row Permission, place int) error {
 	case !named:
 		return errors.New("segment is unknown")
 	}
-	role := s.roles[row.Role]
-	if role == nil {
-		role = &roleRules{types: map[string]*typeRules{}, closed: map[string]*forbids{}}
-		s.roles[row.Role] = role
+	var to **typeRules
+	last := string(row.Relation)
+	switch {
+	case forbidden:
+		last = "forbid"
+		own := role.closed[row.Type]
+		to = &own
+		defer func() { role.closed[row.Type] = own }()
+	case row.Type == "*":
+		to = &role.any
+	default:
+		own := role.types[row.Type]
+		to = &own
+		defer func() { role.types[row.Type] = own }()
 	}
-	if forbidden {
-		s.forbidding = true
-		closed := role.closed[row.Type]
-		if closed == nil {
-			closed = &forbids{}
-			role.closed[row.Type] = closed
-		}
-		for i := range letters {
-			if m&(1<<i) != 0 {
-				closed[i] = append(closed[i], &rule{name: row.Role + ":" + row.Type + ":" + letters[i:i+1] + ":forbid", purposes: slices.Clone(row.Purposes), segments: segments})
-			}
-		}
-		return nil
+	if *to == nil {
+		*to = &typeRules{}
 	}
-	to := role.any
-	if row.Type != "*" {
-		to = role.types[row.Type]
-	}
-	if to == nil {
-		to = &typeRules{}
-	}
-	if row.Type == "*" {
-		role.any = to
-	} else {
-		role.types[row.Type] = to
-	}
+	purposes := slices.Clone(row.Purposes)
 	for i := range letters {
 		if m&(1<<i) == 0 {
 			continue
 		}
-		to[i] = append(to[i], &rule{
-			name:     row.Role + ":" + row.Type + ":" + letters[i:i+1] + ":" + string(row.Relation),
+		(*to)[i] = append((*to)[i], &rule{
+			name:     row.Role + ":" + row.Type + ":" + letters[i:i+1] + ":" + last,
+			role:     n,
 			view:     row.View,
 			relation: row.Relation,
-			purposes: slices.Clone(row.Purposes),
+			purposes: purposes,
 			segments: segments,
 			stepUp:   row.StepUp,
 			place:    place,
 		})
 	}
 	return nil
+}
+
+// lay puts the rules of the roles where decisions find them.
+func (s *snapshot) lay(roles []*roleRules) error {
+	for _, role := range roles {
+		for t := range role.types {
+			s.types[t] = nil
+		}
+		for t := range role.closed {
+			if t != "*" {
+				s.types[t] = nil
+			}
+		}
+	}
+	for t := range s.types {
+		c, err := newCells(roles, t)
+		if err != nil {
+			return err
+		}
+		s.types[t] = c
+	}
+	var err error
+	s.any, err = newCells(roles, "*")
+	return err
+}
+
+func newCells(roles []*roleRules, resourceType string) (*cells, error) {
+	all := &cells{}
+	for letter := range all {
+		c := &all[letter]
+		for _, role := range roles {
+			own := role.types[resourceType]
+			if own == nil {
+				own = role.any
+			}
+			if own != nil {
+				c.permits = append(c.permits, own[letter]...)
+			}
+			if closed := role.closed[resourceType]; closed != nil {
+				c.forbids = append(c.forbids, closed[letter]...)
+			}
+			if closed := role.closed["*"]; closed != nil && resourceType != "*" {
+				c.forbids = append(c.forbids, closed[letter]...)
+			}
+		}
+		if len(c.permits) > maxCellRules {
+			return nil, fmt.Errorf("more than %d rules for %s of %s", maxCellRules, letters[letter:letter+1], resourceType)
+		}
+		slices.SortFunc(c.permits, func(a, b *rule) int {
+			if a.wider(b) {
+				return -1
+			}
+			return 1
+		})
+		c.start, c.at = make([]uint16, len(roles)+1), make([]uint16, len(c.permits))
+		for _, r := range c.permits {
+			c.roles.add(r.role)
+			c.start[r.role+1]++
+		}
+		for n := range roles {
+			c.start[n+1] += c.start[n]
+		}
+		next := slices.Clone(c.start)
+		for place, r := range c.permits {
+			c.at[next[r.role]] = uint16(place)
+			next[r.role]++
+		}
+	}
+	return all, nil
 }
 
 // segmentSet reads the names of segments.
@@ -224,43 +417,40 @@ func segmentSet(names []string) (set SegmentSet, ok bool) {
 	return set, true
 }
 
-// maxRules is how many rules one decision weighs; a principal has few roles, and a role few rules for a type.
-const maxRules = 32
-
-// ruleList is a small sorted list that lives on the stack.
-type ruleList struct {
-	rules [maxRules]*rule
-	n     int
+// candidates walks over the rules that roles have for a type and an interaction, widest first. It lives on the stack.
+type candidates struct {
+	permits []*rule
+	left    [maxCellRules / 64]uint64 // places in permits that were not come to
+	word    int
+	rule    *rule // the one that next came to
 }
 
-// all returns the rules that the roles have for the type and interaction, widest first.
-func (s *snapshot) all(roles []string, resourceType string, i Interaction) (list ruleList) {
-	letter := i.index()
-	if letter < 0 {
+// all returns the rules that a principal's roles have for the type and interaction.
+func (s *snapshot) all(h *holding, resourceType string, i Interaction) (list candidates) {
+	c := s.cell(resourceType, i)
+	if c == nil {
 		return list
 	}
-	for _, name := range roles {
-		role := s.roles[name]
-		if role == nil {
-			continue
-		}
-		for _, r := range role.rules(resourceType, letter) {
-			list.insert(r)
+	list.permits = c.permits
+	for w := range h.set {
+		for both := h.set[w] & c.roles[w]; both != 0; both &= both - 1 {
+			n := w<<6 + bits.TrailingZeros64(both)
+			for _, place := range c.at[c.start[n]:c.start[n+1]] {
+				list.left[place>>6] |= 1 << (place & 63)
+			}
 		}
 	}
 	return list
 }
 
-// insert keeps the list sorted; the narrowest rules fall off its end.
-func (l *ruleList) insert(r *rule) {
-	at := l.n
-	for at > 0 && r.wider(l.rules[at-1]) {
-		at--
+// next comes to the next rule; false when there is none.
+func (l *candidates) next() bool {
+	for ; l.word<<6 < len(l.permits); l.word++ {
+		if left := l.left[l.word]; left != 0 {
+			l.left[l.word] = left & (left - 1)
+			l.rule = l.permits[l.word<<6+bits.TrailingZeros64(left)]
+			return true
+		}
 	}
-	if at == maxRules {
-		return
-	}
-	l.n = min(l.n+1, maxRules)
-	copy(l.rules[at+1:l.n], l.rules[at:l.n-1])
-	l.rules[at] = r
+	return false
 }

@@ -8,10 +8,23 @@ import (
 // Policy is the stored policy: rows as they are in the database.
 type Policy struct {
 	Version      int64
+	Roles        []Role // those that only permissions and capabilities name are roles too, of nobody's
 	Permissions  []Permission
 	Capabilities []Capability
 	Assignments  []Assignment
 	Conflicts    []Conflict
+
+	// EmergencyOverConsent lets emergency access through where a consent of the patient denies it, as 45 CFR 164.522(a)(1)(iii) does
+	// for emergency treatment. Otherwise only a consent whose own provision permits the purpose BTG or ETREAT lets it through.
+	EmergencyOverConsent bool
+}
+
+// Role is what is said of a role beside what it permits.
+type Role struct {
+	Name        string
+	Description string
+	Workforce   bool // people hold it: it can be assigned
+	Approval    bool // to assign it takes a second person
 }
 
 // Relation is what must hold between caller and patient for a Permission to apply.
@@ -42,6 +55,7 @@ type Permission struct {
 	Effect       Effect   // "" is Permit
 	Segments     []string // segments beside the general one that a permit opens, or that alone a forbid is about; see Segment
 	StepUp       StepUp
+	Approval     bool // to assign a role that has it takes a second person
 }
 
 // StepUp is how well and how lately a caller must have proved who he is (RFC 9470). The zero StepUp demands nothing.
@@ -54,6 +68,7 @@ type StepUp struct {
 type Capability struct {
 	Role, Name string
 	StepUp     StepUp
+	Approval   bool // to assign a role that has it takes a second person
 }
 
 // Assignment gives a role to a workforce member, beside those that the token names (45 CFR 164.308(a)(4)(ii)(B), (C)).
@@ -65,14 +80,19 @@ type Assignment struct {
 }
 
 // Conflict is a pair of roles that nobody may hold at once (separation of duty).
-type Conflict struct{ Role, Other string }
+type Conflict struct{ Role, Other, Reason string }
 
 // Epochs are numbers that grow with every change of what they stand for.
 type Epochs struct {
-	Policy       int64 // roles, permissions, capabilities, assignments, conflicts
-	Relationship int64 // treatment relationships and consents
-	Emergency    int64 // grants of emergency access
+	Policy       int64  // roles, permissions, capabilities, assignments, conflicts, settings
+	Relationship Shards // treatment relationships, by practitioner
+	Consent      Shards // consents, by patient
+	Emergency    int64  // grants of emergency access
 }
+
+// Shards are epochs of people: each person has one of them (the storage says which), so that a change about one leaves what is known of
+// nearly all others standing.
+type Shards [256]int64
 
 // Actor is whom stored facts are about.
 type Actor struct {
@@ -82,10 +102,12 @@ type Actor struct {
 
 // Fact is what is stored about an actor and one patient.
 type Fact struct {
-	Related string     // where the treatment relationship comes from ("Encounter", "CareTeam", "grant"); "" when there is none now
-	Denied  bool       // a consent of the patient keeps the actor out
-	Opened  SegmentSet // segments that a consent of the patient opens to the actor
-	Until   time.Time  // when this stops being so by itself (the end of a period or of its tail); zero: not foreseeable
+	Related  string        // where the treatment relationship comes from ("Encounter", "CareTeam", "grant"); "" when there is none now
+	Until    time.Time     // when that ends by itself (the end of a period and of its tail); zero: not foreseeable
+	Consents []ConsentRule // of the patient, about everybody or the actor; those that are over may be left out
+
+	// The shards that it depends on: the practitioner's in Epochs.Relationship, the patient's in Epochs.Consent.
+	RelationshipShard, ConsentShard uint8
 }
 
 // Grant is emergency access that somebody was given to one patient's chart (45 CFR 164.312(a)(2)(ii)): to read, from this session.
@@ -95,6 +117,7 @@ type Grant struct {
 	Session string // Principal.Session
 	Patient string
 	Until   time.Time
+	Left    time.Duration // from when the storage was asked until then, by its own clock
 }
 
 // Storage is what Access needs of a database. All calls may be made from many goroutines.

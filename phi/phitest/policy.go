@@ -37,9 +37,35 @@ func Policy() auth.Policy {
 		{"officer", "audit:read"}, {"officer", "latency:read"}, {"security", "audit:read"}, {"security", "latency:read"}, {"security", "metrics:read"},
 		{"officer", "erasure:read"}, {"officer", "erasure:request"},
 		{"officer", "erasure:approve"}, {"assessor", "audit:read-aliased"}, {"admin", "erasure:read"}, {"admin", "erasure:approve"}, {"registrar", "patient:merge"}, {"backend", "patient:merge"}, {"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"},
+		{"admin", "assignment:write"}, {"officer", "policy:read"}, {"officer", "policy:approve"}, {"officer", "assignment:approve"},
+		{"security", "policy:read"}, {"security", "policy:approve"}, {"security", "assignment:approve"},
 	} {
 		p.Capabilities = append(p.Capabilities, auth.Capability{Role: c[0], Name: c[1]})
 	}
+	role := func(name, description string, workforce, approval bool) {
+		p.Roles = append(p.Roles, auth.Role{Name: name, Description: description, Workforce: workforce, Approval: approval})
+	}
+	role("clinician", "Treats patients: full charts of those in treatment", true, false)
+	role("nurse", "Nurses patients: full charts of those in treatment, without deleting", true, false)
+	role("registrar", "Registers and merges patients: demographics", true, false)
+	role("billing", "Bills: demographics, coverage, claims, encounters without clinical detail", true, false)
+	role("researcher", "Researches: de-identified records", true, false)
+	role("patient", "A patient, in the own records", false, false)
+	role("backend", "A service with system scopes", false, false)
+	role("officer", "Compliance officer: reads the trail, approves, opens no charts", true, true)
+	role("security", "Security analyst: reads trail and metrics, approves, opens no charts", true, true)
+	role("admin", "Administers roles and relationships, opens no charts", true, true)
+	role("assessor", "Outside assessor: reads the trail with aliases in the place of people", true, false)
+	apart := func(role, reason string, others ...string) {
+		for _, other := range others {
+			p.Conflicts = append(p.Conflicts, auth.Conflict{Role: role, Other: other, Reason: reason})
+		}
+	}
+	apart("admin", "who administers access has none to charts", "clinician", "nurse", "registrar", "billing", "researcher")
+	apart("admin", "who administers access is watched by another", "officer", "security", "assessor")
+	apart("officer", "who reviews access to charts has none", "clinician", "nurse")
+	apart("assessor", "an assessor is from outside, and sees people under aliases", "officer", "security", "clinician", "nurse", "registrar", "billing", "researcher")
+	apart("backend", "a service is no person", "clinician", "nurse", "registrar", "billing", "researcher", "patient", "officer", "security", "admin", "assessor")
 	return p
 }
 

@@ -22,9 +22,11 @@ func TestSeededPolicy(t *testing.T) {
 	}
 	want := phitest.Policy()
 	want.Version = got.Version // counts changes, those of migrations among them; held against Epochs below
-	byRole := func(a, b auth.Capability) int { return strings.Compare(a.Role+" "+a.Name, b.Role+" "+b.Name) }
-	slices.SortFunc(want.Capabilities, byRole)
-	slices.SortFunc(got.Capabilities, byRole)
+	for _, p := range []*auth.Policy{&got, &want} { // of permissions only the order within a role counts here, of the others none
+		slices.SortStableFunc(p.Permissions, func(a, b auth.Permission) int { return strings.Compare(a.Role, b.Role) })
+		slices.SortFunc(p.Capabilities, func(a, b auth.Capability) int { return strings.Compare(a.Role+" "+a.Name, b.Role+" "+b.Name) })
+		slices.SortFunc(p.Conflicts, func(a, b auth.Conflict) int { return strings.Compare(a.Role+" "+a.Other, b.Role+" "+b.Other) })
+	}
 	if !reflect.DeepEqual(emptied(got), emptied(want)) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -49,6 +51,7 @@ func emptied(p auth.Policy) auth.Policy {
 	}
 	for i := range p.Permissions {
 		none(&p.Permissions[i].Segments)
+		none(&p.Permissions[i].Purposes)
 		none(&p.Permissions[i].StepUp.ACR)
 	}
 	for i := range p.Capabilities {
