@@ -116,6 +116,9 @@ type Entity struct {
 	Version int64  // 0 when it does not matter or is not known
 }
 
+// EntityEmergency is the type of the entity that names emergency access, of every event under it and about it.
+const EntityEmergency = "EmergencyAccess"
+
 // Agent is who acted: the user, the client application, and from where (FHIR AuditEvent.agent).
 type Agent struct {
 	User     string   // subject of the token; "" for an unauthenticated caller, "system" for ourselves

@@ -126,12 +126,12 @@ func (a *attempt) permit(letter auth.Interaction, resourceType string) *Error {
 	return a.decided(resourceType, denied)
 }
 
-// admit decides about a record by the patients it belongs to.
-func (a *attempt) admit(ctx context.Context, letter auth.Interaction, resourceType string, patients []string, refusal func() *Error) *Error {
+// admit decides about a record by the patients it belongs to and the segment it is in.
+func (a *attempt) admit(ctx context.Context, letter auth.Interaction, resourceType string, patients []string, segment uint16, refusal func() *Error) *Error {
 	since := a.clock()
 	a.decision = a.access.Check(ctx, a.caller.Principal, auth.Request{
 		Interaction: letter, Type: resourceType, Patients: patients, Purpose: a.caller.Purpose,
-		Stray: len(patients) == 0 && belongs(resourceType),
+		Stray: len(patients) == 0 && belongs(resourceType), Segment: auth.Segment(segment),
 	})
 	a.trace.Decision += a.clock() - since
 	return a.decided(resourceType, refusal)
@@ -204,6 +204,9 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 		made.first[0] = audit.Entity{Type: ref.Type, ID: ref.ID, Version: version}
 		e.Entities = made.first[:]
 	}
+	if a.decision.Emergency != "" {
+		e.Entities = append(e.Entities, audit.Entity{Type: audit.EntityEmergency, ID: a.decision.Emergency})
+	}
 	if len(patients) > 0 {
 		e.Patient = patients[0]
 		for _, other := range patients[1:] {
@@ -253,8 +256,12 @@ func (a *attempt) refuse(ctx context.Context, cause *Error) error {
 	e.Classes = nil // nothing was touched
 	// The request may be over by now (a deadline is a frequent cause); its event is not optional.
 	ctx = context.WithoutCancel(ctx)
-	if _, err := a.record(ctx, a.level.Other, e); err != nil && cause.Kind != Unavailable {
+	receipt, err := a.record(ctx, a.level.Other, e)
+	if err != nil && cause.Kind != Unavailable {
 		cause = err
+	}
+	if t := a.caller.Trace; t != nil && err == nil {
+		t.Refusal = receipt.Events()[0].ID
 	}
 	if cause.Kind == Unavailable || cause.Kind == Integrity {
 		a.logger.LogAttrs(ctx, slog.LevelError, "records: call failed", slog.String("interaction", a.verb.interaction),
@@ -298,6 +305,9 @@ func (a *attempt) finish() {
 		t.Database += a.trace.Database
 		t.Crypto += a.trace.Crypto
 		t.Audit += a.trace.Audit
+		if a.decision.Emergency != "" {
+			t.Emergency = a.decision.Emergency
+		}
 	}
 	a.trace = Trace{}
 }

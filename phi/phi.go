@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi/fhir"
 )
@@ -73,8 +74,13 @@ type Caller struct {
 	export *export // that the entries of a bundle share
 }
 
-// Trace adds up where a request's time went, for metrics. Not safe for concurrent use.
-type Trace struct{ Decision, Database, Crypto, Audit time.Duration }
+// Trace adds up where a request's time went, for metrics, and says what its answer has to tell. Not safe for concurrent use.
+type Trace struct {
+	Decision, Database, Crypto, Audit time.Duration
+
+	Emergency string   // id of the emergency access under which something was decided; "" for ordinary access
+	Refusal   audit.ID // the event of the last call that was refused
+}
 
 // Resource is an opened record, as far as the caller's view goes.
 type Resource struct {

@@ -28,11 +28,13 @@ type surface struct {
 	verifier *auth.Verifier
 	records  *phi.Records
 	levels   phi.Levels
-	mount    map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
-	proxies  []string
-	limits   rest.Limits
-	pprof    bool
-	metrics  net.Listener // separate listener for metrics; nil mounts them beside the API
+
+	emergency auth.EmergencyLimits    // zero: the defaults
+	mount     map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
+	proxies   []string
+	limits    rest.Limits
+	pprof     bool
+	metrics   net.Listener // separate listener for metrics; nil mounts them beside the API
 }
 
 // api is a running HTTP surface over rooms.
@@ -72,15 +74,17 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 		verified = r.patrol.Last
 	}
 	server, err := rest.New(rest.Config{
-		Base: s.base, Records: s.records, Verifier: verifier, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(), Erasures: r.erasures, Merges: r.merges,
+		Base: s.base, Records: s.records, Verifier: verifier, Revocations: r.revoked, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policy: r.db.Auth(), Erasures: r.erasures, Merges: r.merges,
+		Emergencies: r.db.Auth(), Emergency: s.emergency, Alerts: r.db.Alerts(),
 		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Verified: verified, Key: key,
 		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies, Limits: s.limits,
 		Checks: map[string]func(context.Context) error{
-			"database": r.db.Ping,
-			"journal":  func(context.Context) error { return r.log.Healthy() },
-			"keys":     func(context.Context) error { return r.keys.Healthy() },
-			"jwks":     func(context.Context) error { return verifier.Healthy() },
-			"policy":   func(context.Context) error { return r.access.Healthy() },
+			"database":    r.db.Ping,
+			"journal":     func(context.Context) error { return r.log.Healthy() },
+			"keys":        func(context.Context) error { return r.keys.Healthy() },
+			"jwks":        func(context.Context) error { return verifier.Healthy() },
+			"policy":      func(context.Context) error { return r.access.Healthy() },
+			"revocations": func(context.Context) error { return r.revoked.Healthy() },
 		},
 	})
 	if err != nil {

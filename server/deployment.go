@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/phi/keyset"
 	"github.com/chartkeep/chartkeep/phi/keyset/kms"
@@ -95,6 +96,7 @@ type settings struct {
 	keys        []audit.LogKey // that sign checkpoints; none: this process does not sequence
 	witnesses   []audit.WitnessAddress
 	anchors     []audit.Anchor
+	emergency   auth.EmergencyLimits
 }
 
 // resolve reads the files that the flags name. production refuses what is for development only.

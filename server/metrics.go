@@ -148,6 +148,16 @@ func newDescs() map[string]*prometheus.Desc {
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
 	}
+	for name, help := range map[string]string{
+		"emergency_access_in_force": "Grants of emergency access that are in force.",
+		"emergency_access_waiting":  "Requests beyond the limit of a shift that another person has to decide about.",
+		"emergency_reviews_due":     "Grants that nobody has looked into yet.",
+		"emergency_reviews_overdue": "Those of them whose deadline is over: anything above 0 is an alarm.",
+		"alerts_dropped_total":      "Alerts that came faster than they could be stored; their events are in the trail.",
+	} {
+		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
+	}
+	d["alerts_open"] = prometheus.NewDesc("chartkeep_alerts_open", "Alerts that no officer has closed, by severity.", []string{"severity"}, nil)
 	d["audit_witness_lag"] = prometheus.NewDesc("chartkeep_audit_witness_lag", "Leaves that the witness has not cosigned.", []string{"witness"}, nil)
 	d["audit_witness_refuses"] = prometheus.NewDesc("chartkeep_audit_witness_refuses", "1 while the witness says that the log does not continue what it saw.", []string{"witness"}, nil)
 	for name, help := range map[string]string{
@@ -214,6 +224,8 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 		c.patrol(gauge)
 	}
 	c.sweeper(gauge)
+	c.alerts(gauge, counter)
+	c.emergencies(gauge)
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
 	cache("relationships", access.Hits, access.Misses)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/compliance"
 )
 
 // newPatrol makes the deployment's own look at its trail; it works where the sequencer leads.
@@ -28,6 +29,7 @@ func (r *rooms) alarm(who, desc string) {
 	if err != nil {
 		r.logger.Error("an alert could not be recorded", "of", who, "error", err.Error())
 	}
+	r.alerts.follow(compliance.AlertIntegrity, compliance.Critical, who, "")
 }
 
 // patrol emits what the last looks at the trail found.

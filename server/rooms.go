@@ -21,7 +21,11 @@ type rooms struct {
 	keys    *keyset.Keys
 	log     *audit.Log
 	access  *auth.Access
+	revoked *auth.Revocations
 	records *phi.Records
+
+	alerts      *alerts
+	emergencies *emergencyWatch
 
 	erasures *phi.Erasures
 	merges   *phi.Merges
@@ -55,6 +59,9 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.access, err = auth.NewAccess(ctx, auth.AccessConfig{Storage: r.db.Auth(), Logger: log}); err != nil {
 		return nil, fmt.Errorf("loading policy: %w", err)
 	}
+	if r.revoked, err = auth.NewRevocations(ctx, auth.RevocationConfig{Logger: log}); err != nil {
+		return nil, fmt.Errorf("loading revocations: %w", err)
+	}
 	if r.records, err = phi.Open(ctx, phi.Config{
 		Storage: r.db.Records(), Keys: r.keys, Access: r.access, Audit: r.log, Level: s.levels(), Source: "chartkeep", Logger: log,
 		UniqueIdentifiers: s.unique, Names: s.names,
@@ -63,6 +70,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	} else if err != nil {
 		return nil, fmt.Errorf("opening records: %w", err)
 	}
+	r.alerts, r.emergencies = newAlerts(r), &emergencyWatch{rooms: r}
 	r.erasures = newErasures(r, s)
 	r.merges = phi.NewMerges(phi.MergeConfig{Records: r.records, Open: r.db.Merges})
 	if r.sequencer, err = newSequencer(s, r.db, r); err != nil {
@@ -76,11 +84,16 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	background, r.stopRuns = context.WithCancel(context.WithoutCancel(ctx))
 	r.start(background, "audit shipper", r.log.Run)
 	r.start(background, "access", r.access.Run)
+	r.start(background, "revocations", r.revoked.Run)
 	r.start(background, "keys", r.keys.Run)
 	r.start(background, "key listener", func(ctx context.Context) error {
 		return r.db.ListenKeys(ctx, func() { r.keys.Wake(); r.records.KeysChanged() })
 	})
-	r.start(background, "policy listener", func(ctx context.Context) error { return r.db.Listen(ctx, r.access.Wake) })
+	r.start(background, "policy listener", func(ctx context.Context) error {
+		return r.db.Listen(ctx, func() { r.revoked.Wake(); r.access.Wake() })
+	})
+	r.start(background, "alerts", r.alerts.run)
+	r.start(background, "emergency access", r.emergencies.run)
 	r.start(background, "record sweep", r.sweeper.run)
 	r.start(background, "erasures and merges", r.resume)
 	if r.sequencer != nil {

@@ -21,8 +21,9 @@ import (
 
 // serveVerb is production.
 type serveVerb struct {
-	deployment `embed:""`
-	limits     `embed:""`
+	deployment     `embed:""`
+	emergencyFlags `embed:""`
+	limits         `embed:""`
 
 	Addr           string   `help:"Address to listen on." default:"127.0.0.1:8443" placeholder:"HOST:PORT"`
 	PublicURL      string   `help:"URL under which clients reach the server, without /fhir/R4; made from --addr when empty." placeholder:"URL"`
@@ -55,10 +56,15 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if err := productionIssuer(v.Issuer); err != nil {
 		return err
 	}
+	emergency, err := v.emergency()
+	if err != nil {
+		return err
+	}
 	s, err := v.resolve(true)
 	if err != nil {
 		return err
 	}
+	s.emergency = emergency
 	return v.serve(ctx, s, t)
 }
 
@@ -105,20 +111,20 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	if audience == "" {
 		audience = public + "/fhir/R4"
 	}
-	verifier, err := auth.NewVerifier(auth.VerifierConfig{
-		Issuers: []auth.IssuerConfig{{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, AssertsSignIn: true, RolesInToken: true}},
-		Logger:  log,
-	})
-	if err != nil {
-		return fmt.Errorf("configuring token verification: %w", err)
-	}
 	s.names = phi.NameSearch(v.NameSearch)
 	r, err := openRooms(ctx, s, log)
 	if err != nil {
 		return err
 	}
+	verifier, err := auth.NewVerifier(auth.VerifierConfig{
+		Issuers: []auth.IssuerConfig{{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, AssertsSignIn: true, RolesInToken: true}},
+		Logger:  log, Revocations: r.revoked,
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("configuring token verification: %w", err), r.close(ctx))
+	}
 	a, err := startAPI(ctx, r, surface{
-		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), proxies: v.TrustedProxy, limits: v.limits.rest(), pprof: v.Pprof, metrics: side,
+		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), emergency: s.emergency, proxies: v.TrustedProxy, limits: v.limits.rest(), pprof: v.Pprof, metrics: side,
 		verifier: verifier,
 	}, l, log)
 	if err != nil {

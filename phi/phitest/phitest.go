@@ -9,6 +9,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
@@ -39,6 +40,10 @@ type Storage struct {
 	policy auth.Policy
 	grants map[phi.Treatment]bool
 	epoch  int64
+
+	register  []*auth.EmergencyAccess // oldest first
+	emergency int64                   // its epoch
+	now       func() time.Time
 }
 
 type keyName struct {
@@ -70,6 +75,7 @@ func NewStorage() *Storage {
 		policy:   Policy(),
 		grants:   map[phi.Treatment]bool{},
 		epoch:    1,
+		now:      time.Now,
 	}
 }
 
@@ -128,14 +134,6 @@ func (s *Storage) Rows() []*phi.Write {
 		rows = append(rows, versions[len(versions)-1])
 	}
 	return rows
-}
-
-// Grant states an explicit treatment relationship.
-func (s *Storage) Grant(practitioner, patient string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.grants[phi.Treatment{Practitioner: practitioner, Patient: patient}] = true
-	s.epoch++
 }
 
 func (s *Storage) read(method string) (func(), error) {
@@ -256,9 +254,12 @@ func (s *Storage) selected(w *phi.Write, sel phi.Selection) bool {
 		return false
 	}
 	if sel.Practitioner != "" && (sel.Named || len(w.Patients) > 0) {
-		if _, ok := s.related(sel.Practitioner, w.Patients); !ok {
+		if source, _ := s.related(sel.Practitioner, w.Patients); source == "" {
 			return false
 		}
+	}
+	if sel.Gates != nil && !s.passes(w, sel.Gates) {
+		return false
 	}
 	for _, alternatives := range sel.Tokens {
 		if !carries(w, alternatives) {
@@ -338,7 +339,7 @@ func (s *Storage) Commit(_ context.Context, writes []phi.Write, guards []phi.Gua
 	for i := range writes {
 		w := writes[i]
 		w.Sealed = *copyRow(&w.Sealed, phi.AllClasses)
-		if old := s.current(w.Ref); len(w.Treats) > 0 || old != nil && len(old.Treats) > 0 {
+		if old := s.current(w.Ref); len(w.Treats)+len(w.Rules) > 0 || old != nil && len(old.Treats)+len(old.Rules) > 0 {
 			s.epoch++
 		}
 		s.records[w.Ref] = append(s.records[w.Ref], &w)
@@ -510,13 +511,7 @@ func (s *Storage) Policy(context.Context) (auth.Policy, error) {
 func (s *Storage) Epochs(context.Context) (auth.Epochs, error) {
 	unlock, err := s.read("Epochs")
 	defer unlock()
-	return auth.Epochs{Policy: s.policy.Version, Relationship: s.epoch}, err
-}
-
-func (s *Storage) Emergencies(context.Context) ([]auth.Grant, error) {
-	unlock, err := s.read("Emergencies")
-	defer unlock()
-	return nil, err
+	return auth.Epochs{Policy: s.policy.Version, Relationship: auth.Shards{s.epoch}, Consent: auth.Shards{s.epoch}, Emergency: s.emergency}, err
 }
 
 func (s *Storage) Facts(_ context.Context, a auth.Actor, patients []string) ([]auth.Fact, error) {
@@ -527,22 +522,8 @@ func (s *Storage) Facts(_ context.Context, a auth.Actor, patients []string) ([]a
 	}
 	facts := make([]auth.Fact, len(patients))
 	for i := range patients {
-		facts[i].Related, _ = s.related(a.Practitioner, patients[i:i+1])
+		facts[i].Related, facts[i].Until = s.related(a.Practitioner, patients[i:i+1])
+		facts[i].Consents = s.rules(a, patients[i])
 	}
 	return facts, nil
-}
-
-func (s *Storage) related(practitioner string, patients []string) (source string, ok bool) {
-	for _, patient := range patients {
-		t := phi.Treatment{Practitioner: practitioner, Patient: patient}
-		if s.grants[t] {
-			return "grant", true
-		}
-		for ref := range s.records {
-			if w := s.current(ref); !w.Deleted() && slices.Contains(w.Treats, t) {
-				return ref.Type, true
-			}
-		}
-	}
-	return "", false
 }

@@ -42,6 +42,16 @@ func Policy() auth.Policy {
 	} {
 		p.Capabilities = append(p.Capabilities, auth.Capability{Role: c[0], Name: c[1]})
 	}
+	for _, role := range []string{"clinician", "nurse"} {
+		p.Capabilities = append(p.Capabilities, auth.Capability{Role: role, Name: "emergency:request", StepUp: auth.StepUp{MaxAge: 5 * time.Minute}},
+			auth.Capability{Role: role, Name: "emergency:own"})
+	}
+	for _, role := range []string{"officer", "security"} {
+		for _, name := range []string{"emergency:read", "emergency:revoke", "emergency:approve", "alerts:read", "alerts:write"} {
+			p.Capabilities = append(p.Capabilities, auth.Capability{Role: role, Name: name})
+		}
+	}
+	p.Capabilities = append(p.Capabilities, auth.Capability{Role: "officer", Name: "emergency:review"})
 	role := func(name, description string, workforce, approval bool) {
 		p.Roles = append(p.Roles, auth.Role{Name: name, Description: description, Workforce: workforce, Approval: approval})
 	}

@@ -30,7 +30,8 @@ func (k BackupKind) tables() []string {
 	if k == BackupKeys {
 		return []string{"phi_kek", "phi_secret", "index_generation", "phi_erasure", "phi_erased", "phi_key"}
 	}
-	return []string{"record", "record_version", "record_patient", "index_token", "treatment", "import_source", "phi_merge", "phi_merge_row"}
+	return []string{"record", "record_version", "record_patient", "index_token", "treatment", "consent_rule", "import_source", "phi_merge", "phi_merge_row",
+		"emergency_access", "emergency_review", "alert"}
 }
 
 func (k BackupKind) role() string {
@@ -409,6 +410,7 @@ func (r *keyRestore) forget(ctx context.Context) error {
 		`DELETE FROM record_patient` + erased + `t.type = r.type AND t.id = r.id`,
 		`DELETE FROM treatment` + erased + `t.type <> '' AND t.type = r.type AND t.id = r.id`,
 		`DELETE FROM treatment` + erased + `r.type = 'Patient' AND t.patient = r.id`,
+		`DELETE FROM consent_rule` + erased + `r.type = 'Patient' AND t.patient = r.id`,
 	} {
 		if _, err := r.tx.Exec(ctx, sql); err != nil {
 			return bare("forgetting erased subjects", err)

@@ -33,6 +33,7 @@ type call struct {
 	principal *auth.Principal // nil until authenticated
 	granted   auth.Decision   // about the route's capability
 	aliased   bool            // the caller sees aliases in the place of people
+	own       bool            // the caller sees and changes his own only
 	authTook  time.Duration
 	trace     phi.Trace
 	limited   string // the limit that the request was refused by
@@ -121,6 +122,12 @@ func (c *call) allow(g guard) error {
 			return nil
 		}
 	}
+	if g.own != "" {
+		if d := c.s.cfg.Access.May(c.principal, g.own); d.Allowed {
+			c.granted, c.own = d, true
+			return nil
+		}
+	}
 	return forbidden(&c.granted)
 }
 
@@ -143,7 +150,7 @@ func (c *call) identify() {
 	if c.fhir() && len(c.http.Request().Header.Peek("Origin")) > 0 {
 		// Bearer tokens are not sent by a browser on its own, so any origin may ask (SMART App Launch wants CORS).
 		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, WWW-Authenticate, DPoP-Nonce, X-Request-Id")
+		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, WWW-Authenticate, DPoP-Nonce, X-Request-Id, X-Decision-Id, X-Emergency-Access")
 	}
 }
 
@@ -253,6 +260,7 @@ func (c *call) options(allow string) error {
 
 // finish writes the access line and tells the observer. Neither sees path values, queries or bodies.
 func (c *call) finish() {
+	c.tellEmergency()
 	took := time.Since(c.start)
 	status := c.http.Response().StatusCode()
 	if c.s.logger.Enabled(c.ctx, slog.LevelInfo) {

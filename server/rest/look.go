@@ -79,7 +79,7 @@ func faulty(f *fault) *refusal {
 
 // filters are the parameters that select events, beside q. Each is one field of the query language, or a bound of time.
 func filters() []string {
-	return []string{"q", "request_id", "patient", "agent", "client", "interaction", "type", "action", "outcome", "entity", "from", "to", "system"}
+	return []string{"q", "request_id", "patient", "agent", "client", "interaction", "type", "action", "outcome", "entity", "purpose", "emergency", "from", "to", "system"}
 }
 
 // parameters reads the query string. Each name may come once, and only if it is one of those: an officer must not take a wider
@@ -181,6 +181,11 @@ func (c *call) filter(asked map[string]string) (audit.Query, error) {
 			q.Terms = append(q.Terms, audit.Is(audit.FieldRequest, value))
 		case "patient":
 			q.Terms = append(q.Terms, audit.Is(audit.FieldPatient, strings.TrimPrefix(value, "Patient/")))
+		case "emergency":
+			if !isUUID(value) {
+				return q, faulty(wrong)
+			}
+			q.Terms = append(q.Terms, audit.Is(audit.FieldEntity, audit.EntityEmergency+"/"+value))
 		case "entity":
 			if _, id, found := strings.Cut(value, "/"); !found {
 				q.Terms = append(q.Terms, audit.Is(audit.FieldEntityType, value))

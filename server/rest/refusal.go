@@ -31,7 +31,8 @@ type refusal struct {
 	kind        audit.Type     // of the event; TypeREST when ""
 	fault       *fault         // which element of the request is wrong
 	decision    *auth.Decision // what refused, when it was a decision of this package's
-	recorded    bool           // phi has recorded it already
+	recorded    bool           // it is an event already
+	event       audit.ID       // of it; zero when phi has recorded it, or nobody has
 	limited     *limited       // the limit that the request is over
 	cause       error          // for the log
 }
@@ -118,10 +119,15 @@ func (c *call) refuse(err error) {
 		r.recorded = c.s.repeats.again(repeat{r.limited.name, r.limited.key}, func() audit.Event { return c.throttledEvent(r) })
 	}
 	if !r.recorded {
-		if _, e := c.record(c.s.cfg.Level.Other, c.refusalEvent(r)); e != nil {
+		receipt, e := c.record(c.s.cfg.Level.Other, c.refusalEvent(r))
+		if e != nil {
 			// A refusal that leaves no trace is no refusal: the caller is told to come back instead.
 			r = &refusal{status: http.StatusServiceUnavailable, code: "transient", text: "try again later", cause: e}
+		} else {
+			r.event = receipt.Events()[0].ID
 		}
+	} else if r.event == (audit.ID{}) {
+		r.event = c.trace.Refusal
 	}
 	c.answer(r)
 }
@@ -156,6 +162,9 @@ func (c *call) answer(r *refusal) {
 		}
 		res.Header.Set("Retry-After", strconv.Itoa(wait))
 	}
+	if r.event != (audit.ID{}) {
+		res.Header.Set("X-Decision-Id", r.event.String()) // what officers ask for: the caller learns nothing by it
+	}
 	if c.fhir() {
 		res.Header.SetContentType(mediaFHIR)
 		res.SetBodyRaw(outcome(r))
@@ -181,6 +190,7 @@ type problemJSON struct {
 	Status    int      `json:"status"`
 	Detail    string   `json:"detail"`
 	RequestID string   `json:"request_id"`
+	Decision  string   `json:"decision_id,omitempty"` // id of the event of the refusal
 	Parameter string   `json:"parameter,omitempty"`
 	Position  *int     `json:"position,omitempty"` // within the parameter, in characters from 0
 	Allowed   []string `json:"allowed,omitempty"`
@@ -193,6 +203,9 @@ func problem(r *refusal, requestID string) []byte {
 
 func newProblem(r *refusal, requestID string) problemJSON {
 	p := problemJSON{Type: "about:blank", Title: http.StatusText(r.status), Status: r.status, Detail: r.text, RequestID: requestID}
+	if r.event != (audit.ID{}) {
+		p.Decision = r.event.String()
+	}
 	if f := r.fault; f != nil {
 		p.Parameter, p.Allowed = f.parameter, f.allowed
 		if f.position >= 0 {
@@ -250,13 +263,13 @@ func (c *call) throttledEvent(r *refusal) audit.Event {
 // action is the letter of the request in events.
 func (c *call) action() audit.Action {
 	switch c.route.interaction {
-	case "create", "relationship-grant", "erasure-request":
+	case "create", "relationship-grant", "erasure-request", "emergency-request":
 		return audit.ActionCreate
-	case "update", "erasure-withdraw", "patient-merge", "patient-unmerge":
+	case "update", "erasure-withdraw", "patient-merge", "patient-unmerge", "emergency-decide", "emergency-review", "alert-update":
 		return audit.ActionUpdate
-	case "delete", "relationship-end", "patient-shred":
+	case "delete", "relationship-end", "patient-shred", "emergency-end":
 		return audit.ActionDelete
-	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "erasure-list", "erasure-read":
+	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "erasure-list", "erasure-read", "emergency-list", "emergency-read", "alert-list", "decision-read":
 		return audit.ActionRead
 	default:
 		return audit.ActionExecute
@@ -285,7 +298,7 @@ func (s *Server) unrouted(fc *fiber.Ctx, err error) error {
 	if status == http.StatusRequestEntityTooLarge {
 		drain(fc.Context().Conn())
 	}
-	s.refuseUnrouted(fc, status)
+	s.refuseUnrouted(fc, unroutedAs(status))
 	return nil
 }
 
@@ -307,10 +320,19 @@ func drain(conn net.Conn) {
 	}
 }
 
-func (s *Server) refuseUnrouted(fc *fiber.Ctx, status int) {
+func (s *Server) refuseUnrouted(fc *fiber.Ctx, err error) {
 	c := &call{s: s, http: fc, route: &route{interaction: "unrouted"}, start: time.Now()}
-	switch status {
-	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented:
+	var r *refusal
+	switch {
+	case errors.As(err, &r):
+	case errors.Is(err, auth.ErrToken):
+		r = c.challenge(err)
+	default:
+		r = unroutedAs(http.StatusBadRequest)
+		r.cause = err
+	}
+	switch r.status {
+	case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusNotImplemented, http.StatusUnauthorized:
 	default:
 		c.unread = true
 	}
@@ -319,11 +341,10 @@ func (s *Server) refuseUnrouted(fc *fiber.Ctx, status int) {
 	c.ctx = ctx
 	defer c.survive()
 	c.identify()
-	err := c.admitted()
-	if err == nil {
-		err = unroutedAs(status)
+	if over := c.admitted(); over != nil {
+		r = refused(over)
 	}
-	c.refuse(err)
+	c.refuse(r)
 	c.finish()
 }
 

@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -40,10 +41,14 @@ type Config struct {
 	Key      []byte                                  // secret of the officers' API, of at least 32 bytes: phi.Records.OfficersKey
 	Level    phi.Levels
 
-	Relationships Relationships // nil: POST and DELETE /v1/relationships answer 501
-	Policy        Policy        // nil: GET /v1/roles answers 501
-	Erasures      *phi.Erasures // nil: /v1/erasures answers 501
-	Merges        *phi.Merges   // nil: Patient/$merge and Patient/$unmerge answer 501
+	Revocations   *auth.Revocations // whose sessions' ends are recorded; those that Verifier goes by
+	Relationships Relationships     // nil: /v1/relationships answers 501
+	Policy        Policy            // nil: GET /v1/roles answers 501
+	Erasures      *phi.Erasures     // nil: /v1/erasures answers 501
+	Emergencies   Emergencies       // nil: /v1/emergency-access answers 501
+	Emergency     auth.EmergencyLimits
+	Alerts        Alerts      // nil: /v1/alerts answers 501
+	Merges        *phi.Merges // nil: Patient/$merge and Patient/$unmerge answer 501
 
 	Issuer Issuer // endpoints that smart-configuration and the capability statement name
 
@@ -64,10 +69,12 @@ type Config struct {
 // Issuer is where the authorization server's endpoints are.
 type Issuer struct{ Issuer, Authorize, Token, Introspect, Revoke, JWKS string }
 
-// Relationships administers explicit treatment grants. Both calls may be made from many goroutines.
+// Relationships shows treatment relationships and administers explicit grants. The calls may be made from many goroutines.
 type Relationships interface {
-	Grant(ctx context.Context, practitioner, patient, reason, by string) error
+	Grant(ctx context.Context, r auth.Relationship) error
 	Ungrant(ctx context.Context, practitioner, patient, by string) error
+	// Relationships lists those of a practitioner, of a patient, or of the two ("" is anybody) that are not over; at most limit.
+	Relationships(ctx context.Context, practitioner, patient string, limit int) ([]auth.Relationship, error)
 }
 
 // Tree is what is read of the log's Merkle tree. Every audit.Evidence is one.
@@ -113,6 +120,7 @@ type Server struct {
 	aliases  *aliaser
 	live     *live
 	sessions *sessions
+	telling  sync.WaitGroup // until the ends of sessions are recorded
 	limits   limiter
 	repeats  *repeats
 
@@ -132,6 +140,7 @@ func New(cfg Config) (*Server, error) {
 	if len(cfg.Key) < 32 {
 		return nil, errors.New("configuring rest: a key of 32 bytes is needed")
 	}
+	cfg.Emergency = cfg.Emergency.WithDefaults()
 	if cfg.BodyLimit == 0 {
 		cfg.BodyLimit = 16 << 20
 	}
@@ -172,6 +181,9 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.openapi = newDocument(openapiJSON)
 	s.ctx, s.stop = context.WithCancel(context.Background())
+	if cfg.Revocations != nil {
+		cfg.Revocations.OnRevoke(s.revoked)
+	}
 	s.live = newLive(cfg)
 	s.limits = newLimiter(cfg.Limits)
 	s.repeats = newRepeats(func(e *audit.Event) error {
@@ -194,6 +206,7 @@ func (s *Server) Serve(l net.Listener) error {
 // left are cancelled and its error is returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	defer s.stop()
+	defer s.telling.Wait()
 	s.live.close(ctx)
 	err := s.app.ShutdownWithContext(ctx)
 	if err != nil {

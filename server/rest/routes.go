@@ -24,6 +24,7 @@ type guard struct {
 	kind       guardKind
 	capability string // for guardCapability
 	aliased    string // a capability that will do too, and then shows aliases in the place of people
+	own        string // a capability that will do too, and then for what is the caller's own
 }
 
 type guardKind uint8
@@ -49,6 +50,9 @@ type route struct {
 func (s *Server) table() []route {
 	open, records := guard{kind: guardOpen}, guard{kind: guardRecords}
 	may := func(capability string) guard { return guard{kind: guardCapability, capability: capability} }
+	own := func(capability string) guard {
+		return guard{kind: guardCapability, capability: capability, own: "emergency:own"}
+	}
 	trail := guard{kind: guardCapability, capability: "audit:read", aliased: "audit:read-aliased"}
 	const (
 		get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
@@ -83,6 +87,7 @@ func (s *Server) table() []route {
 		{get, v + "/audit/verify", trail, "audit-verify", false, (*call).verified},
 		{get, v + "/audit/checkpoints", trail, "audit-checkpoints", false, (*call).checkpoints},
 		{get, v + "/latency", may("latency:read"), "latency-read", false, (*call).latency},
+		{get, v + "/relationships", may("relationships:read"), "relationship-list", false, (*call).relationships},
 		{post, v + "/relationships", may("relationships:write"), "relationship-grant", false, (*call).grant},
 		{del, v + "/relationships/:practitioner/:patient", may("relationships:write"), "relationship-end", false, (*call).ungrant},
 		{get, v + "/roles", may("policy:read"), "policy-read", false, (*call).roles},
@@ -91,6 +96,15 @@ func (s *Server) table() []route {
 		{get, v + "/erasures/:id", may("erasure:read"), "erasure-read", false, (*call).erasure},
 		{del, v + "/erasures/:id", may("erasure:request"), "erasure-withdraw", false, (*call).withdrawErasure},
 		{post, v + "/erasures/:id/approval", may("erasure:approve"), "patient-shred", false, (*call).approveErasure},
+
+		{get, v + "/emergency-access", own("emergency:read"), "emergency-list", false, (*call).emergencyRegister},
+		{post, v + "/emergency-access", may("emergency:request"), "emergency-request", false, (*call).requestEmergency},
+		{get, v + "/emergency-access/:id", own("emergency:read"), "emergency-read", false, (*call).emergencyRead},
+		{del, v + "/emergency-access/:id", own("emergency:revoke"), "emergency-end", false, (*call).endEmergency},
+		{post, v + "/emergency-access/:id/approval", may("emergency:approve"), "emergency-decide", false, (*call).decideEmergency},
+		{post, v + "/emergency-access/:id/review", may("emergency:review"), "emergency-review", false, (*call).reviewEmergency},
+		{get, v + "/alerts", may("alerts:read"), "alert-list", false, (*call).alerts},
+		{post, v + "/alerts/:id/state", may("alerts:write"), "alert-update", false, (*call).moveAlert},
 
 		{get, "/healthz", open, "health", false, (*call).healthz},
 		{get, "/readyz", open, "readiness", false, (*call).readyz},
@@ -151,16 +165,23 @@ func (s *Server) newApp() *fiber.App {
 			app.All(pattern, func(c *fiber.Ctx) error { return s.handle(c, r) })
 		}
 	}
-	// Fiber answers a method that HTTP does not know by itself, without a request id.
+	// Fiber answers a method that HTTP does not know by itself, without a request id; and what could be read in two ways must
+	// not be read at all.
 	routed := app.Server().Handler
 	app.Server().Handler = func(ctx *fasthttp.RequestCtx) {
-		if slices.Contains(fiber.DefaultMethods, string(ctx.Method())) {
+		err := unambiguous(&ctx.Request.Header)
+		if err == nil && slices.Contains(fiber.DefaultMethods, string(ctx.Method())) {
 			routed(ctx)
 			return
 		}
 		c := app.AcquireCtx(ctx)
 		defer app.ReleaseCtx(c)
-		s.refuseUnrouted(c, http.StatusNotImplemented)
+		if err != nil {
+			ctx.SetConnectionClose() // where the next request begins is in doubt, too
+		} else {
+			err = unroutedAs(http.StatusNotImplemented)
+		}
+		s.refuseUnrouted(c, err)
 	}
 	return app
 }
