@@ -21,6 +21,7 @@ type Principal struct {
 	Client   string // client_id
 	Session  string // sid, or jti when there is none
 	TokenID  string // jti
+	KeyID    string // kid of the key that signed the token, after the issuer's name and "|" where it has one; "" when none did
 	Name     string // name claim of a workforce member, "" otherwise
 	Roles    []string
 	Scopes   Scopes

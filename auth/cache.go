@@ -55,7 +55,7 @@ type verified struct {
 }
 
 // valid reports whether the entry may still answer. It must stay free of allocations: it is the warm path.
-func (e *verified) valid(now int64, r *revocations) bool {
+func (e *verified) valid(now int64, r *Revocations) bool {
 	if now < e.from || now >= e.until || !e.key.alive.Load() {
 		return false
 	}

@@ -46,58 +46,6 @@ func TestWarmTokenEnds(t *testing.T) {
 	}
 }
 
-// TestRevocation plays cases 43 (same node) and 45 on tokens that are hot.
-func TestRevocation(t *testing.T) {
-	is := newIssuer(t)
-	now := time.Now()
-	for name, c := range map[string]struct {
-		revoke Revocation
-		dead   bool
-	}{
-		"token":                {Revocation{Kind: "token", ID: "t-1"}, true},
-		"another token":        {Revocation{Kind: "token", ID: "t-2"}, false},
-		"session":              {Revocation{Kind: "session", ID: "s-1"}, true},
-		"another session":      {Revocation{Kind: "session", ID: "t-1"}, false},
-		"subject now":          {Revocation{Kind: "subject", ID: "dr-rivera"}, true},
-		"subject later":        {Revocation{Kind: "subject", ID: "dr-rivera", NotBefore: now.Add(time.Hour)}, true},
-		"subject, token newer": {Revocation{Kind: "subject", ID: "dr-rivera", NotBefore: now.Add(-time.Minute)}, false},
-		"another subject":      {Revocation{Kind: "subject", ID: "dr-chen"}, false},
-		"unknown kind":         {Revocation{Kind: "client", ID: "app"}, false},
-		"empty":                {Revocation{Kind: "subject"}, false},
-	} {
-		v := newTestVerifier(t, is.config())
-		token := is.token(map[string]any{"iat": now.Unix() - 1})
-		if _, err := ask(v, token); err != nil {
-			t.Fatal(err)
-		}
-		v.Revoke(c.revoke)
-		for range 2 {
-			if _, err := ask(v, token); errors.Is(err, ErrToken) != c.dead {
-				t.Errorf("%s: got %v, want dead %v", name, err, c.dead)
-			}
-		}
-	}
-}
-
-func TestRevocationsAddUpAndAreForgotten(t *testing.T) {
-	r := newRevocations(time.Hour)
-	now := time.Now()
-	r.add(Revocation{Kind: "subject", ID: "a"}, now)
-	r.add(Revocation{Kind: "subject", ID: "a", NotBefore: now.Add(-time.Hour)}, now)
-	if !r.dead(&Principal{Subject: "a", Issued: now.Add(-time.Minute)}) {
-		t.Error("an earlier time took back a later one")
-	}
-	for i := range 100 {
-		r.add(Revocation{Kind: "token", ID: fmt.Sprint(i)}, now)
-		r.add(Revocation{Kind: "session", ID: fmt.Sprint(i)}, now)
-	}
-	r.add(Revocation{Kind: "token", ID: "last"}, now.Add(61*time.Minute))
-	if len(r.tokens) != 1 || len(r.sessions) != 0 || len(r.subjects) != 0 {
-		t.Errorf("%d tokens, %d sessions, %d subjects are kept after the longest life of a token",
-			len(r.tokens), len(r.sessions), len(r.subjects))
-	}
-}
-
 // TestRevokeDuringVerify is case 44: the revocation lands after the signature was checked, before the entry is there.
 func TestRevokeDuringVerify(t *testing.T) {
 	is := newIssuer(t)
@@ -105,13 +53,13 @@ func TestRevokeDuringVerify(t *testing.T) {
 	var calls atomic.Int64
 	cfg := is.config()
 	cfg.Now = func() time.Time {
-		if calls.Add(1) == 2 { // the first is for the keys, the second for the claims
-			v.Revoke(Revocation{Kind: "session", ID: "s-1"})
+		if calls.Add(1) == 3 { // the first is for the cache, the second for the keys, the third for the claims
+			revoke(t, v, Revocation{Kind: RevokeSession, ID: "s-1"})
 		}
 		return time.Now()
 	}
 	v = newTestVerifier(t, cfg)
-	calls.Store(2)
+	calls.Store(3)
 	fetchNow(v)
 	calls.Store(0)
 	before := v.revoked.epoch.Load()
@@ -224,7 +172,7 @@ func TestManyAtOnce(t *testing.T) {
 					t.Errorf("token %d: %v", n, err)
 				}
 				if i == 50 && g == 0 {
-					v.Revoke(Revocation{Kind: "session", ID: "s-0"})
+					revoke(t, v, Revocation{Kind: RevokeSession, ID: "s-0"})
 					fetchNow(v)
 				}
 			}

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// Errors of Authenticate, to be tested with errors.Is. ErrToken and ErrNoToken become 401; ErrOverload and ErrKeys
-// become 503. Their texts name the check that failed and never quote the token.
+// Errors of Authenticate, to be tested with errors.Is. ErrToken and ErrNoToken become 401; ErrOverload, ErrKeys and
+// ErrRevocations become 503. Their texts name the check that failed and never quote the token.
 var (
 	ErrNoToken  = errors.New("auth: no bearer token")
 	ErrRequest  = errors.New("auth: malformed authorization request") // 400 invalid_request
@@ -32,6 +32,7 @@ type VerifierConfig struct {
 	Insecure bool           // allow http for the issuers' URLs on loopback (demo)
 	Client   *http.Client
 
+	Revocations *Revocations  // nil: nothing is revoked
 	ProofWindow time.Duration // that the iat of a DPoP proof may lie before or after now; 30 s when 0, 60 s at most
 
 	Logger *slog.Logger
@@ -73,6 +74,12 @@ func (cfg VerifierConfig) withDefaults() (VerifierConfig, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Revocations == nil {
+		var err error
+		if cfg.Revocations, err = NewRevocations(context.Background(), RevocationConfig{Now: cfg.Now}); err != nil {
+			return cfg, err
+		}
+	}
 	return cfg, nil
 }
 
@@ -88,7 +95,7 @@ type Verifier struct {
 	now      func() time.Time
 	hasher   *hasher
 	cache    *tokenCache
-	revoked  *revocations
+	revoked  *Revocations
 	proofs   *proofs
 	flights  singleflight.Group
 	cores    chan struct{}
@@ -104,20 +111,17 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 		return nil, fmt.Errorf("configuring verifier: %w", err)
 	}
 	v := &Verifier{
-		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now,
+		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now, revoked: cfg.Revocations,
 		hasher: newHasher(), cache: newTokenCache(cacheCapacity), proofs: newProofs(cfg.ProofWindow, cfg.Now),
 		cores: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
-	longest := time.Duration(0) // that a token can be accepted
 	for _, is := range cfg.Issuers {
 		keys, err := newKeyring(cfg, is)
 		if err != nil {
 			return nil, fmt.Errorf("configuring verifier: %w", err)
 		}
 		v.issuers = append(v.issuers, &trusted{IssuerConfig: is, keys: keys})
-		longest = max(longest, is.MaxLifetime+2*is.Leeway)
 	}
-	v.revoked = newRevocations(longest)
 	return v, nil
 }
 
@@ -154,7 +158,11 @@ func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal,
 		return nil, err
 	}
 	d := v.hasher.digest(c.Profile, token)
-	if e := v.cache.get(d); e != nil && e.valid(v.now().UnixNano(), v.revoked) {
+	now := v.now()
+	if !v.revoked.known(now) {
+		return nil, ErrRevocations
+	}
+	if e := v.cache.get(d); e != nil && e.valid(now.UnixNano(), v.revoked) {
 		v.hits.Add(1)
 		return v.sent(&c, as, token, e.principal)
 	}
@@ -171,6 +179,9 @@ func (v *Verifier) authenticateCold(ctx context.Context, on Profile, d digest, t
 	// The flight outlives any one of its callers, hence their contexts: it is bounded by the queue and by demandWait.
 	shared := context.WithoutCancel(ctx)
 	p, err, _ := v.flights.Do(string(d[:]), func() (any, error) { return v.verify(shared, on, d, token) })
+	if err == nil && v.revoked.dead(p.(*Principal)) {
+		err = refuse("revoked") // since the flight looked, and this request may have come after it did
+	}
 	if err != nil {
 		v.refused.Add(1)
 		return nil, err
@@ -216,6 +227,9 @@ func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byt
 	if err := v.local(is, p); err != nil {
 		return nil, err
 	}
+	if p.KeyID = h.KeyID; is.Name != "" {
+		p.KeyID = is.Name + "|" + h.KeyID
+	}
 	if v.revoked.dead(p) {
 		return nil, refuse("revoked")
 	}
@@ -239,15 +253,6 @@ func (v *Verifier) signature(k *key, c compact) error {
 	v.cores <- struct{}{}
 	defer func() { <-v.cores }()
 	return k.verify(c)
-}
-
-// Revoke makes tokens dead at once on this instance: by session, by subject (issued before the time), by token id.
-func (v *Verifier) Revoke(r Revocation) {
-	if r.Kind != "token" && r.Kind != "session" && r.Kind != "subject" || r.ID == "" {
-		v.logger.Error("revocation of an unknown kind or of nothing was ignored", "kind", r.Kind)
-		return
-	}
-	v.revoked.add(r, v.now())
 }
 
 // Healthy returns nil when the keys of every issuer are held and fresh enough.

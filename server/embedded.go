@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
@@ -143,23 +142,18 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	}
 	verifier, err := auth.NewVerifier(auth.VerifierConfig{
 		Issuers:  []auth.IssuerConfig{{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
-		Insecure: true, Logger: log,
+		Insecure: true, Logger: log, Revocations: r.revoked,
 	})
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
 	}
-	var running atomic.Pointer[api] // once it is
 	issuer, err := openIssuer(v.Data, f, func(tokenID, session string) {
-		for _, r := range []auth.Revocation{{Kind: "token", ID: tokenID}, {Kind: "session", ID: session}} {
-			if r.ID == "" {
-				continue
-			}
-			verifier.Revoke(r)
-			if a := running.Load(); a != nil {
-				if err := a.server.SessionEnded(r.ID); err != nil {
-					log.Error("sign-out was not recorded", "error", err)
-				}
-			}
+		what := auth.Revocation{Kind: auth.RevokeToken, ID: tokenID, Reason: "revoked by its client", By: f.Issuer}
+		if session != "" {
+			what.Kind, what.ID = auth.RevokeSession, session
+		}
+		if err := r.revoked.Revoke(ctx, what); err != nil {
+			log.Error("what the issuer revoked is not revoked here", "error", err)
 		}
 	})
 	if err != nil {
@@ -178,7 +172,6 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
-	running.Store(a)
 	defer func() { err = errors.Join(err, a.close(ctx)) }()
 	if err := awaitReady(ctx, origin+"/readyz"); err != nil {
 		return err

@@ -106,8 +106,9 @@ type deployment struct {
 	server  *rest.Server
 	logs    *lockedBuffer
 
-	tree     *tree
-	verifier *auth.Verifier
+	tree        *tree
+	verifier    *auth.Verifier
+	revocations *auth.Revocations
 }
 
 // lockedBuffer is a log file.
@@ -150,11 +151,13 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	check(t, err)
 	access, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: d.storage, Logger: logger})
 	check(t, err)
+	d.revocations, err = auth.NewRevocations(ctx, auth.RevocationConfig{Logger: logger})
+	check(t, err)
 	verifier, err := auth.NewVerifier(auth.VerifierConfig{
 		Issuers: []auth.IssuerConfig{{
 			Issuer: "https://issuer.test", Audience: d.base, JWKSURL: d.issuer.url, AssertsSignIn: true, RolesInToken: true,
 		}},
-		Insecure: true, Logger: logger,
+		Insecure: true, Logger: logger, Revocations: d.revocations,
 	})
 	check(t, err)
 	d.verifier = verifier
@@ -166,7 +169,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	key, err := records.OfficersKey(ctx)
 	check(t, err)
 	cfg := rest.Config{
-		Base: d.base, Records: records, Verifier: verifier, Access: access, Log: d.log, Trail: d.trail, Level: level,
+		Base: d.base, Records: records, Verifier: verifier, Revocations: d.revocations, Access: access, Log: d.log, Trail: d.trail, Level: level,
 		Policy: d.storage, Key: key, Tree: d.tree, Erasures: phi.NewErasures(phi.ErasureConfig{Records: records, Storage: d.storage}),
 		Issuer: rest.Issuer{
 			Issuer: "https://issuer.test", Authorize: "https://issuer.test/authorize", Token: "https://issuer.test/token", JWKS: d.issuer.url,

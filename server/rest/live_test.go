@@ -313,7 +313,7 @@ func TestLiveEnds(t *testing.T) {
 		return w
 	}
 	revoked := of(map[string]any{"jti": "token-1"})
-	d.verifier.Revoke(auth.Revocation{Kind: "token", ID: "token-1"})
+	check(t, d.revocations.Revoke(t.Context(), auth.Revocation{Kind: auth.RevokeToken, ID: "token-1", Reason: "test", By: "security-1"}))
 	ended("revoked", revoked, websocket.StatusPolicyViolation, time.Second)
 
 	expires := time.Now().Add(2 * time.Second).Truncate(time.Second)

@@ -2,10 +2,12 @@ package rest
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 )
 
 // A session's first accepted token is an event of its own: this is where a resource server sees that somebody signed in. It is
@@ -98,18 +100,33 @@ func (h *sessionShard) forget(key session) {
 	delete(h.old, key)
 }
 
-// end forgets the sessions of an id and returns them.
-func (s *sessions) end(id string) (ended []session) {
-	shard := s.shard(id)
-	shard.mu.Lock()
-	defer shard.mu.Unlock()
-	for _, half := range []map[session]*signIn{shard.young, shard.old} {
-		for key := range half {
-			if key.id == id {
-				delete(half, key)
-				ended = append(ended, key)
+// end forgets the sessions that a revocation is about and returns them. A key is not remembered with a session.
+func (s *sessions) end(r auth.Revocation) (ended []session) {
+	shards := s.shards[:]
+	meant := func(session) bool { return false }
+	switch r.Kind {
+	case auth.RevokeToken, auth.RevokeSession:
+		at := maphash.String(s.seed, r.ID) % sessionShards
+		shards, meant = shards[at:at+1], func(key session) bool { return key.id == r.ID }
+	case auth.RevokeSubject:
+		meant = func(key session) bool { return key.user == r.ID }
+	case auth.RevokeClient:
+		meant = func(key session) bool { return key.client == r.ID }
+	case auth.RevokeAll:
+		meant = func(session) bool { return true }
+	}
+	for i := range shards {
+		shard := &shards[i]
+		shard.mu.Lock()
+		for _, half := range []map[session]*signIn{shard.young, shard.old} {
+			for key := range half {
+				if meant(key) {
+					delete(half, key)
+					ended = append(ended, key)
+				}
 			}
 		}
+		shard.mu.Unlock()
 	}
 	return ended
 }
@@ -137,20 +154,27 @@ func (c *call) signedIn() error {
 	})
 }
 
-// SessionEnded records that a session (or a token without one) that was used here was revoked: what a resource server sees of a
-// sign-out. One that was not used here is nothing to tell. It returns when the event is durable; the error wraps
-// audit.ErrUnavailable. Safe for concurrent use.
-func (s *Server) SessionEnded(id string) error {
+// revoked records the end of each session that was used here and of which something was revoked, on whichever instance: what a
+// resource server sees of a sign-out. A session that was not used here is nothing to tell. It does not wait for the log: who revokes
+// has an event of his own, and who follows revocations must go on following.
+func (s *Server) revoked(list []auth.Revocation) {
 	var events []*audit.Event
-	for _, ended := range s.sessions.end(id) {
-		events = append(events, &audit.Event{
-			Type: audit.TypeAuthentication, Interaction: audit.InteractionLogout, Action: audit.ActionExecute,
-			Agent: audit.Agent{User: ended.user, Client: ended.client, Session: ended.id},
-		})
+	for _, r := range list {
+		for _, ended := range s.sessions.end(r) {
+			events = append(events, &audit.Event{
+				Type: audit.TypeAuthentication, Interaction: audit.InteractionLogout, Action: audit.ActionExecute,
+				Agent: audit.Agent{User: ended.user, Client: ended.client, Session: ended.id},
+			})
+		}
 	}
 	if events == nil {
-		return nil
+		return
 	}
-	_, err := s.cfg.Log.Record(s.ctx, s.cfg.Level.Disclosure, events...)
-	return err
+	s.telling.Go(func() {
+		for some := range slices.Chunk(events, 64) {
+			if _, err := s.cfg.Log.Record(s.ctx, s.cfg.Level.Disclosure, some...); err != nil {
+				s.logger.Error("sign-outs were not recorded", "sessions", len(some), "error", err)
+			}
+		}
+	})
 }

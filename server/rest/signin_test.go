@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/chartkeep/chartkeep/auth"
 )
 
 // TestSessionsSignInOnce: many requests of a session make one event, and all wait for it.
@@ -74,8 +76,31 @@ func TestSessionsAreBounded(t *testing.T) {
 	if n > 2*sessionShards*sessionsPerHalf {
 		t.Errorf("%d sessions are remembered", n)
 	}
-	if ended := s.end("used"); len(ended) != 1 || ended[0] != used || len(s.end("used")) != 0 {
+	what := auth.Revocation{Kind: auth.RevokeSession, ID: "used"}
+	if ended := s.end(what); len(ended) != 1 || ended[0] != used || len(s.end(what)) != 0 {
 		t.Errorf("ended %v", ended)
+	}
+}
+
+// TestSessionsEndWithWhatIsRevoked: of whom a revocation is about, and of nobody else.
+func TestSessionsEndWithWhatIsRevoked(t *testing.T) {
+	all := []session{{"s-1", "a", "app"}, {"s-2", "a", "web"}, {"s-3", "b", "app"}}
+	for _, c := range []struct {
+		revoked auth.Revocation
+		ended   int
+	}{
+		{auth.Revocation{Kind: auth.RevokeSession, ID: "s-1"}, 1}, {auth.Revocation{Kind: auth.RevokeToken, ID: "s-2"}, 1},
+		{auth.Revocation{Kind: auth.RevokeSubject, ID: "a"}, 2}, {auth.Revocation{Kind: auth.RevokeClient, ID: "app"}, 2},
+		{auth.Revocation{Kind: auth.RevokeAll}, 3}, {auth.Revocation{Kind: auth.RevokeKey, ID: "s-1"}, 0},
+		{auth.Revocation{Kind: auth.RevokeSubject, ID: "s-1"}, 0}, {auth.Revocation{Kind: auth.Reinstate, ID: "a"}, 0},
+	} {
+		s := newSessions()
+		for _, key := range all {
+			_ = s.enter(key, func() error { return nil })
+		}
+		if ended := s.end(c.revoked); len(ended) != c.ended {
+			t.Errorf("%+v ended %v", c.revoked, ended)
+		}
 	}
 }
 
