@@ -43,20 +43,39 @@ func (h *hasher) digest(on Profile, token []byte) digest {
 	return d
 }
 
-// verified is a token that passed. All but the two atomics is immutable.
+// verified is a token that passed. All but the atomics is immutable.
 type verified struct {
 	digest    digest
 	principal *Principal
-	key       *key
+	key       *key          // nil when the issuer was asked
 	from      int64         // unix nanoseconds; before it the clock was stepped back, and nothing is known
 	until     int64         // unix nanoseconds: the end of the token or of the time to cache it
+	renewFrom int64         // unix nanoseconds: see renew
 	epoch     atomic.Uint64 // revocation epoch under which the principal was last seen alive
 	used      atomic.Bool   // since the clock hand came by
+	renewing  atomic.Bool
+}
+
+// newVerified is an entry for a token that was verified now and may answer until the earlier of its expiry and the end of its time in
+// the cache.
+func newVerified(d digest, p *Principal, k *key, now, cached, expires time.Time) *verified {
+	e := &verified{
+		digest: d, principal: p, key: k,
+		from:      now.Add(-time.Second).UnixNano(), // callers read their clocks a little before we read ours
+		until:     min(cached.UnixNano(), expires.UnixNano()),
+		renewFrom: renewFrom(now, cached, expires),
+	}
+	return e
 }
 
 // valid reports whether the entry may still answer. It must stay free of allocations: it is the warm path.
 func (e *verified) valid(now int64, r *Revocations) bool {
-	if now < e.from || now >= e.until || !e.key.alive.Load() {
+	return now >= e.from && now < e.until && e.stands(r)
+}
+
+// stands reports whether neither the token nor its key was taken back since it was verified.
+func (e *verified) stands(r *Revocations) bool {
+	if e.key != nil && !e.key.alive.Load() {
 		return false
 	}
 	if epoch := r.epoch.Load(); epoch != e.epoch.Load() {
@@ -131,6 +150,35 @@ func (c *tokenCache) put(e *verified) {
 	delete(s.index, s.ring[s.hand].digest)
 	s.ring[s.hand], s.index[e.digest] = e, s.hand
 	s.hand = (s.hand + 1) % len(s.ring)
+}
+
+// drop removes an entry, if it is there still.
+func (c *tokenCache) drop(e *verified) {
+	s := &c.shards[e.digest[0]%cacheShards]
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, ok := s.index[e.digest]
+	if !ok || s.ring[at] != e {
+		return
+	}
+	last := len(s.ring) - 1
+	s.ring[at] = s.ring[last]
+	s.index[s.ring[at].digest] = at
+	delete(s.index, e.digest)
+	s.ring[last], s.ring = nil, s.ring[:last]
+	s.hand = 0
+}
+
+// flush drops everything.
+func (c *tokenCache) flush() {
+	for i := range c.shards {
+		s := &c.shards[i]
+		s.mu.Lock()
+		clear(s.index)
+		clear(s.ring)
+		s.ring, s.hand = s.ring[:0], 0
+		s.mu.Unlock()
+	}
 }
 
 // sweep drops entries whose time is over, so that idle principals do not stay in memory.

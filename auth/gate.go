@@ -150,7 +150,7 @@ func (v *Verifier) issuerOf(payload []byte) (*trusted, error) {
 	return nil, refuse("iss is another issuer")
 }
 
-// principal decodes a payload whose signature was verified and checks every claim.
+// principal decodes a payload whose signature was verified and judges it.
 func (is *trusted) principal(payload []byte, on Profile, typ string, now time.Time) (*Principal, error) {
 	var c claims
 	if tooDeep(payload) {
@@ -160,14 +160,19 @@ func (is *trusted) principal(payload []byte, on Profile, typ string, now time.Ti
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return nil, refuse("claims do not parse")
 	}
+	if strings.EqualFold(typ, "JWT") && !c.accessToken() {
+		return nil, refuse("JWT is no access token")
+	}
+	return is.judge(c, on, now)
+}
+
+// judge checks every claim and makes the principal that they are about.
+func (is *trusted) judge(c claims, on Profile, now time.Time) (*Principal, error) {
 	if c.Issuer != is.Issuer {
 		return nil, refuse("iss is another issuer")
 	}
 	if !meant(c.Audience, is.audience(on)) {
 		return nil, refuse("aud does not name this service")
-	}
-	if strings.EqualFold(typ, "JWT") && !c.accessToken() {
-		return nil, refuse("JWT is no access token")
 	}
 	if err := is.current(c, now); err != nil {
 		return nil, err

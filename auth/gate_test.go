@@ -33,7 +33,7 @@ func TestAuthenticateReadsEveryClaim(t *testing.T) {
 			t.Fatalf("%s: %v", alg, err)
 		}
 		want := &Principal{
-			Subject: "dr-rivera", Issuer: is.server.URL, Client: "app", Session: "s-1", TokenID: "t-1", Name: "Dr. Ana Rivera",
+			Subject: "dr-rivera", Issuer: is.server.URL, Client: "app", Session: "s-1", TokenID: "t-1", KeyID: kid, Name: "Dr. Ana Rivera",
 			Roles: []string{"clinician"}, Scopes: ParseScopes("launch/patient patient/*.rs"), Patient: "pat-1",
 			FHIRUser: "Practitioner/p1", ACR: "urn:chartkeep:acr:mfa", AMR: []string{"pwd", "otp"},
 			AuthTime: time.Unix(now-5, 0).UTC(), Issued: time.Unix(now, 0).UTC(), Expires: time.Unix(now+60, 0).UTC(),

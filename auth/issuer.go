@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,7 +16,7 @@ type IssuerConfig struct {
 	Issuer      string             // exact value of iss
 	Audience    string             // value that aud must contain
 	Audiences   map[Profile]string // of route groups that have an audience of their own
-	JWKSURL     string             // where its keys are; "" when all its tokens are to be introspected
+	JWKSURL     string             // where its keys are; "" when it is asked about its JWTs too
 	Algorithms  []string           // nil: PS256, ES256, EdDSA, RS256
 	Types       []string           // values of typ; nil: at+jwt and application/at+jwt (RFC 9068 section 4)
 	Leeway      time.Duration      // for its clock; 30 s when 0
@@ -23,10 +24,12 @@ type IssuerConfig struct {
 	StaleFor    time.Duration      // how long its last keys serve while it does not answer; 24 h when 0, 1 h at least
 	Grace       time.Duration      // how long a key that it has withdrawn goes on being accepted; none when 0
 
-	Binding       Binding // how its tokens must be bound to their senders
-	ProofNonce    Nonces  // whether DPoP proofs with its tokens must carry a nonce of ours
-	AssertsSignIn bool    // its acr, amr and auth_time are believed; otherwise they are dropped
-	RolesInToken  bool    // its roles claim gives roles; otherwise only assignments do
+	Binding       Binding              // how its tokens must be bound to their senders
+	ProofNonce    Nonces               // whether DPoP proofs with its tokens must carry a nonce of ours
+	Introspection *IntrospectionConfig // how it is asked about opaque tokens; nil: it has none
+
+	AssertsSignIn bool // its acr, amr and auth_time are believed; otherwise they are dropped
+	RolesInToken  bool // its roles claim gives roles; otherwise only assignments do
 }
 
 // Profile names a group of routes: a token that was verified for one was not for another.
@@ -59,8 +62,40 @@ const (
 // trusted is a configured issuer at work.
 type trusted struct {
 	IssuerConfig
-	keys *keyring
+	keys *keyring      // nil when it is asked about all its tokens
+	ask  *introspector // nil when it is asked about none
+
+	refused [stages]atomic.Uint64
 }
+
+// newTrusted puts an issuer to work.
+func newTrusted(cfg VerifierConfig, is IssuerConfig, alert func(desc string)) (t *trusted, err error) {
+	t = &trusted{IssuerConfig: is}
+	if is.JWKSURL != "" || is.Introspection == nil {
+		if t.keys, err = newKeyring(cfg, is, alert); err != nil {
+			return nil, err
+		}
+	}
+	if t.ask, err = newIntrospector(cfg, is); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// usable returns nil when the issuer's tokens can be judged.
+func (is *trusted) usable() error {
+	if is.keys == nil {
+		return nil
+	}
+	return is.keys.healthy()
+}
+
+// Bounds of what may be configured.
+const (
+	maxLeeway   = time.Minute
+	maxLifetime = 24 * time.Hour // revocations are kept for longer than that
+	maxStale    = 7 * 24 * time.Hour
+)
 
 // withDefaults fills in what was left out and refuses what cannot be meant.
 func (cfg IssuerConfig) withDefaults() (IssuerConfig, error) {
@@ -70,8 +105,12 @@ func (cfg IssuerConfig) withDefaults() (IssuerConfig, error) {
 	if cfg.Name != "" && !isIssuerName(cfg.Name) {
 		return cfg, errors.New("name of an issuer is not 1 to 32 of a-z, 0-9 and -")
 	}
-	if cfg.Leeway < 0 || cfg.MaxLifetime < 0 || cfg.Grace < 0 || cfg.StaleFor < 0 {
-		return cfg, errors.New("negative duration")
+	for name, d := range map[string]struct{ is, most time.Duration }{
+		"leeway": {cfg.Leeway, maxLeeway}, "lifetime": {cfg.MaxLifetime, maxLifetime}, "grace": {cfg.Grace, maxLifetime}, "staleness": {cfg.StaleFor, maxStale},
+	} {
+		if d.is < 0 || d.is > d.most {
+			return cfg, fmt.Errorf("%s is not between 0 and %v", name, d.most)
+		}
 	}
 	if cfg.StaleFor != 0 && cfg.StaleFor < minStale {
 		return cfg, fmt.Errorf("keys must serve for %v at least while their issuer does not answer", minStale)
@@ -119,6 +158,14 @@ func (cfg IssuerConfig) withDefaults() (IssuerConfig, error) {
 	return cfg, nil
 }
 
+// label names the issuer in logs and alerts.
+func (cfg *IssuerConfig) label() string {
+	if cfg.Name == "" {
+		return cfg.Issuer
+	}
+	return cfg.Name
+}
+
 func isIssuerName(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
@@ -139,6 +186,9 @@ func distinct(issuers []IssuerConfig) error {
 		for _, b := range issuers[:i] {
 			if a.Issuer == b.Issuer || a.Name == b.Name {
 				return errors.New("two issuers have one name or one iss")
+			}
+			if a.Introspection != nil && b.Introspection != nil && a.Introspection.Prefix == b.Introspection.Prefix {
+				return errors.New("opaque tokens of two issuers begin alike")
 			}
 		}
 	}

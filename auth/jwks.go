@@ -25,26 +25,34 @@ const (
 	maxKeys      = 64
 	minRefresh   = 5 * time.Minute
 	maxRefresh   = time.Hour
+	leastBackoff = 50 * time.Millisecond
 	firstBackoff = time.Second
 	lastBackoff  = time.Minute
 	demandEvery  = 30 * time.Second       // between refreshes that unknown key ids ask for
 	demandWait   = 500 * time.Millisecond // that a request waits for such a refresh
 	staleWarn    = time.Hour
 	minStale     = time.Hour
+	maxSkew      = 30 * time.Second // that a kept document may have been fetched in the future
+	storeTimeout = 5 * time.Second
 )
 
 // keySet is what the issuer published last; immutable.
 type keySet struct {
-	keys    map[string]*key
-	fetched time.Time
-	etag    string
+	keys     map[string]*key
+	fetched  time.Time
+	etag     string
+	document []byte // that the keys were in
 }
 
 // keyring keeps the issuer's keys. Readers load a pointer; one goroutine at a time fetches, and nobody waits for it but
 // requests whose key is not there, and those not for long.
 type keyring struct {
 	url        string
+	issuer     string // for what is published
 	staleFor   time.Duration
+	grace      time.Duration
+	published  *Publications // nil: nothing is kept
+	alert      func(desc string)
 	client     *http.Client
 	algorithms []string
 	logger     *slog.Logger
@@ -60,17 +68,17 @@ type keyring struct {
 	delay    time.Duration // from the end of the last attempt to the next
 	ended    time.Time     // of the last attempt
 	demanded time.Time     // last refresh for an unknown key id
+
+	failed atomic.Uint64 // fetches
 }
 
-func newKeyring(cfg VerifierConfig, is IssuerConfig) (*keyring, error) {
+// newKeyring makes the keyring of an issuer; alert is told what an officer must know.
+func newKeyring(cfg VerifierConfig, is IssuerConfig, alert func(desc string)) (*keyring, error) {
 	u, err := secureURL(is.JWKSURL, cfg.Insecure)
 	if err != nil {
 		return nil, fmt.Errorf("JWKS URL: %w", err)
 	}
-	client := &http.Client{}
-	if cfg.Client != nil {
-		*client = *cfg.Client
-	}
+	client := *cfg.Client
 	client.CheckRedirect = func(next *http.Request, via []*http.Request) error {
 		if next.URL.Scheme != u.Scheme || next.URL.Host != u.Host || len(via) > 3 {
 			return errors.New("redirect leaves the issuer")
@@ -78,7 +86,8 @@ func newKeyring(cfg VerifierConfig, is IssuerConfig) (*keyring, error) {
 		return nil
 	}
 	k := &keyring{
-		url: is.JWKSURL, staleFor: is.StaleFor, client: client, algorithms: is.Algorithms, logger: cfg.Logger.With("issuer", is.Name), now: cfg.Now,
+		url: is.JWKSURL, issuer: is.Issuer, staleFor: is.StaleFor, grace: is.Grace, published: cfg.Publications, alert: alert,
+		client: &client, algorithms: is.Algorithms, logger: cfg.Logger.With("issuer", is.Name), now: cfg.Now,
 	}
 	k.ctx, k.stop = context.WithCancel(context.Background())
 	return k, nil
@@ -121,10 +130,8 @@ func (k *keyring) run(ctx context.Context) {
 
 // lookup returns the live key with the id. An id that is not held asks for one refresh that all callers share.
 func (k *keyring) lookup(ctx context.Context, id string) (*key, error) {
-	if set := k.usable(); set != nil {
-		if found := set.keys[id]; found != nil {
-			return found, nil
-		}
+	if found := k.usable().key(id); found != nil {
+		return found, nil
 	}
 	if done := k.demand(); done != nil {
 		wait := time.NewTimer(demandWait)
@@ -139,10 +146,21 @@ func (k *keyring) lookup(ctx context.Context, id string) (*key, error) {
 	if set == nil {
 		return nil, ErrKeys
 	}
-	if found := set.keys[id]; found != nil {
+	if found := set.key(id); found != nil {
 		return found, nil
 	}
 	return nil, refuse("kid is unknown")
+}
+
+// key returns the live key with the id, nil when there is none.
+func (s *keySet) key(id string) *key {
+	if s == nil {
+		return nil
+	}
+	if found := s.keys[id]; found != nil && found.alive.Load() {
+		return found
+	}
+	return nil
 }
 
 // usable returns the current set unless it is too old to be trusted.
@@ -191,19 +209,69 @@ func (k *keyring) refresh() <-chan struct{} {
 	k.running = done
 	go func() {
 		delay, err := k.fetch(k.ctx)
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.running, k.ended = nil, k.now()
-		if err == nil {
-			k.failures, k.delay = 0, jitter(delay)
-		} else {
-			backoff := min(firstBackoff<<min(k.failures, 6), lastBackoff)
-			k.failures, k.delay = k.failures+1, backoff/2+rand.N(backoff/2)
-			k.complain(err)
+		if err != nil && k.current.Load() == nil {
+			k.restore(k.ctx)
 		}
+		k.finish(delay, err)
 		close(done)
+		if err == nil {
+			k.keep(k.ctx)
+		}
 	}()
 	return done
+}
+
+// finish notes how a fetch ended. Back-off has full jitter: instances that lost an issuer together do not come back together.
+func (k *keyring) finish(delay time.Duration, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.running, k.ended = nil, k.now()
+	if err == nil {
+		k.failures, k.delay = 0, jitter(delay)
+		return
+	}
+	k.failed.Add(1)
+	backoff := min(firstBackoff<<min(k.failures, 6), lastBackoff)
+	k.failures, k.delay = k.failures+1, leastBackoff+rand.N(backoff-leastBackoff)
+	k.complain(err)
+}
+
+// keep stores the keys for the next start. Nobody waits for it.
+func (k *keyring) keep(ctx context.Context) {
+	set := k.current.Load()
+	if k.published == nil || set == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if err := k.published.Keep(ctx, k.issuer, PublishedKeys, set.document, set.fetched); err != nil {
+		k.logger.Warn("issuer keys were not kept for the next start", "error", err)
+	}
+}
+
+// restore takes over what was kept, when the issuer did not answer since the start. It passes the same filter, and is as old as it is.
+func (k *keyring) restore(ctx context.Context) {
+	if k.published == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	body, fetched, err := k.published.Last(ctx, k.issuer, PublishedKeys)
+	var keys map[string]*key
+	if err == nil {
+		if age := k.now().Sub(fetched); age > k.staleFor || age < -maxSkew {
+			err = errors.New("what was kept is too old, or from the future")
+		} else {
+			keys, err = k.parse(body)
+		}
+	}
+	switch {
+	case err == nil:
+		k.current.CompareAndSwap(nil, &keySet{keys: keys, fetched: fetched, document: body})
+		k.logger.Warn("issuer does not answer: its keys are those of an earlier run", "fetched", fetched)
+	case !errors.Is(err, ErrUnpublished):
+		k.logger.Error("issuer keys of an earlier run cannot be used", "error", err)
+	}
 }
 
 // jitter spreads instances that started together: ±20 %.
@@ -240,7 +308,7 @@ func (k *keyring) fetch(ctx context.Context) (next time.Duration, err error) {
 	defer func() { _ = res.Body.Close() }()
 	next = freshFor(res.Header.Get("Cache-Control"))
 	if res.StatusCode == http.StatusNotModified && old != nil && old.etag != "" {
-		k.current.Store(&keySet{keys: old.keys, fetched: k.now(), etag: old.etag})
+		k.current.Store(&keySet{keys: old.keys, fetched: k.now(), etag: old.etag, document: old.document})
 		return next, nil
 	}
 	if res.StatusCode != http.StatusOK {
@@ -257,7 +325,7 @@ func (k *keyring) fetch(ctx context.Context) (next time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
-	k.replace(keys, res.Header.Get("ETag"))
+	k.replace(keys, res.Header.Get("ETag"), body)
 	return next, nil
 }
 
@@ -297,14 +365,14 @@ func (k *keyring) parse(body []byte) (map[string]*key, error) {
 	for i, raw := range doc.Keys {
 		parsed, err := parseKey(raw, k.algorithms)
 		if err != nil {
-			level := slog.LevelDebug
+			k.logger.Debug("issuer key was left out", "place", i, "error", err)
 			if errors.Is(err, errLeaked) {
-				level = slog.LevelError
+				k.alert("publishes secret key material; the key is not used")
 			}
-			k.logger.Log(k.ctx, level, "issuer key was left out", "place", i, "error", err)
 			continue
 		}
 		if twin := keys[parsed.id]; twin != nil && !twin.same(parsed) {
+			k.alert("publishes two keys under one kid; the last good keys stay in force")
 			return nil, errors.New("parsing keys: one kid for two keys")
 		}
 		keys[parsed.id] = parsed
@@ -316,25 +384,31 @@ func (k *keyring) parse(body []byte) (map[string]*key, error) {
 }
 
 // replace swaps the set. Keys that stayed keep their identity, so that tokens cached under them stay; keys that went
-// die, and with them at once every cached token that they signed.
-func (k *keyring) replace(keys map[string]*key, etag string) {
-	old := k.current.Load()
-	if old != nil {
-		for id, was := range old.keys {
-			if now := keys[id]; now != nil && now.same(was) {
-				keys[id] = was
-			}
+// die, at once or after the issuer's grace, and with them every cached token that they signed.
+func (k *keyring) replace(keys map[string]*key, etag string, document []byte) {
+	var held map[string]*key
+	if old := k.current.Load(); old != nil {
+		held = old.keys
+	}
+	var gone []*key
+	for id, was := range held {
+		now := keys[id]
+		stayed := now != nil && now.same(was)
+		switch {
+		case stayed && was.revive():
+			keys[id] = was
+		case stayed || !was.alive.Load():
+		case now == nil && k.grace > 0:
+			was.expire(k.grace)
+			keys[id] = was
+		default:
+			gone = append(gone, was)
 		}
 	}
-	k.current.Store(&keySet{keys: keys, fetched: k.now(), etag: etag})
-	if old == nil {
-		return
-	}
-	for id, was := range old.keys {
-		if keys[id] != was {
-			was.alive.Store(false)
-			k.logger.LogAttrs(k.ctx, slog.LevelInfo, "issuer key was withdrawn", slog.String("algorithm", was.alg))
-		}
+	k.current.Store(&keySet{keys: keys, fetched: k.now(), etag: etag, document: document})
+	for _, was := range gone {
+		was.alive.Store(false)
+		k.logger.LogAttrs(k.ctx, slog.LevelInfo, "issuer key was withdrawn", slog.String("algorithm", was.alg))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -19,8 +20,8 @@ import (
 	"github.com/lestrrat-go/jwx/v2/jws"
 )
 
-// This is the one file that knows jwx, which does two things here: it turns one JSON Web Key into a public key, and it
-// checks one signature with a key and an algorithm that we name. It never sees a token whole, so none of what it would
+// This is the one file that knows jwx, which does three things here: it turns one JSON Web Key into a public key, it
+// checks one signature with a key and an algorithm that we name, and it makes one, by which we prove who asks about a token. It never sees a token whole, so none of what it would
 // accept in a header or a set (crit, b64, oct keys, JSON serialisation) can matter.
 
 // key is one signature key of the issuer. It is bound to a single algorithm (RFC 8725 section 3.1); a token does not
@@ -30,6 +31,23 @@ type key struct {
 	public   comparableKey
 	verifier jws.Verifier
 	alive    atomic.Bool // false as soon as the issuer no longer publishes the key: its cached tokens die with it
+	dying    *time.Timer // ends the grace of a key that was withdrawn; nil when it was not. Only the one fetch at a time touches it
+}
+
+// expire lets a withdrawn key live for its grace, counted from the first time.
+func (k *key) expire(grace time.Duration) {
+	if k.dying == nil {
+		k.dying = time.AfterFunc(grace, func() { k.alive.Store(false) })
+	}
+}
+
+// revive reports whether the key is alive, and ends its grace: it is published.
+func (k *key) revive() bool {
+	if k.dying != nil && !k.dying.Stop() {
+		return false // its end has come, or is coming
+	}
+	k.dying = nil
+	return k.alive.Load()
 }
 
 type comparableKey interface{ Equal(crypto.PublicKey) bool }
@@ -39,12 +57,31 @@ func (k *key) same(other *key) bool { return k.alg == other.alg && k.public.Equa
 // verify checks the signature over the received bytes.
 func (k *key) verify(c compact) error {
 	if k.alg == jwa.ES256.String() && len(c.sig) != 64 {
-		return refuse("signature length")
+		return fmt.Errorf("%w of a wrong length", ErrForged)
 	}
 	if err := k.verifier.Verify(c.signed, c.sig, k.public); err != nil {
-		return refuse("signature")
+		return ErrForged
 	}
 	return nil
+}
+
+// signingAlgorithm is the algorithm that a key of ours signs with.
+func signingAlgorithm(public any) (string, error) {
+	alg, _, err := fit(public, "", []string{jwa.ES256.String(), jwa.EdDSA.String(), jwa.PS256.String()})
+	return alg, err
+}
+
+// sign signs with a key of ours.
+func sign(alg string, key crypto.Signer, input []byte) ([]byte, error) {
+	signer, err := jws.NewSigner(jwa.SignatureAlgorithm(alg))
+	if err != nil {
+		return nil, fmt.Errorf("making a signer: %w", err)
+	}
+	sig, err := signer.Sign(input, key)
+	if err != nil {
+		return nil, errors.New("signing failed")
+	}
+	return sig, nil
 }
 
 // knownAlgorithms are the algorithms that may be allowed, all of them asymmetric.
@@ -54,13 +91,17 @@ func knownAlgorithms() []string {
 
 // jwkFields are what we read of a key by ourselves (RFC 7517 section 4).
 type jwkFields struct {
-	Type       string         `json:"kty"`
-	ID         string         `json:"kid"`
-	Use        string         `json:"use"`
-	Operations []string       `json:"key_ops"`
-	Algorithm  string         `json:"alg"`
-	Private    jsontext.Value `json:"d"`
-	Symmetric  jsontext.Value `json:"k"`
+	Type       string   `json:"kty"`
+	ID         string   `json:"kid"`
+	Use        string   `json:"use"`
+	Operations []string `json:"key_ops"`
+	Algorithm  string   `json:"alg"`
+
+	// Members of private keys (RFC 7518 sections 6.2.2, 6.3.2, RFC 8037) and of symmetric ones.
+	Private   jsontext.Value `json:"d"`
+	Prime     jsontext.Value `json:"p"`
+	Prime2    jsontext.Value `json:"q"`
+	Symmetric jsontext.Value `json:"k"`
 }
 
 // errLeaked says that an issuer publishes secret key material: worth an alarm.
@@ -73,7 +114,7 @@ func parseKey(raw jsontext.Value, allowed []string) (*key, error) {
 		return nil, errors.New("key does not parse")
 	}
 	switch {
-	case f.Type == "oct" || len(f.Private) != 0 || len(f.Symmetric) != 0:
+	case f.Type == "oct" || len(f.Private)+len(f.Prime)+len(f.Prime2)+len(f.Symmetric) != 0:
 		return nil, errLeaked
 	case f.Use != "" && f.Use != "sig", f.Operations != nil && !slices.Contains(f.Operations, "verify"):
 		return nil, errors.New("key is not for signatures")

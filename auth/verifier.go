@@ -32,11 +32,14 @@ type VerifierConfig struct {
 	Insecure bool           // allow http for the issuers' URLs on loopback (demo)
 	Client   *http.Client
 
-	Revocations *Revocations  // nil: nothing is revoked
 	ProofWindow time.Duration // that the iat of a DPoP proof may lie before or after now; 30 s when 0, 60 s at most
 
 	Logger *slog.Logger
 	Now    func() time.Time
+	Alert  func(desc string) // what an officer must know, without a secret in it, at most once in ten minutes each; nil: only logged
+
+	Publications *Publications // for a start while an issuer does not answer; nil: nothing is kept
+	Revocations  *Revocations  // nil: nothing is revoked
 }
 
 // withDefaults fills in what was left out and refuses what cannot be meant.
@@ -98,10 +101,13 @@ type Verifier struct {
 	revoked  *Revocations
 	proofs   *proofs
 	flights  singleflight.Group
+	ahead    chan renewal
+	alerts   alerts
 	cores    chan struct{}
 	queued   atomic.Int64
 
 	hits, misses, refused atomic.Uint64
+	strangers             [stages]atomic.Uint64
 }
 
 // NewVerifier makes a Verifier; it fetches no key before Run, or before the first token needs one.
@@ -113,14 +119,14 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 	v := &Verifier{
 		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now, revoked: cfg.Revocations,
 		hasher: newHasher(), cache: newTokenCache(cacheCapacity), proofs: newProofs(cfg.ProofWindow, cfg.Now),
-		cores: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		cores: make(chan struct{}, runtime.GOMAXPROCS(0)), ahead: make(chan renewal, maxAhead), alerts: alerts{tell: cfg.Alert, logger: cfg.Logger},
 	}
 	for _, is := range cfg.Issuers {
-		keys, err := newKeyring(cfg, is)
+		t, err := newTrusted(cfg, is, func(desc string) { v.alerts.raise("issuer " + is.label() + " " + desc) })
 		if err != nil {
 			return nil, fmt.Errorf("configuring verifier: %w", err)
 		}
-		v.issuers = append(v.issuers, &trusted{IssuerConfig: is, keys: keys})
+		v.issuers = append(v.issuers, t)
 	}
 	return v, nil
 }
@@ -141,8 +147,12 @@ func (v *Verifier) Run(ctx context.Context) error {
 			}
 		}
 	})
+	all.Go(func() { v.renewAll(ctx) })
+	all.Go(func() { v.watchClock(ctx) })
 	for _, is := range v.issuers {
-		all.Go(func() { is.keys.run(ctx) })
+		if is.keys != nil {
+			all.Go(func() { is.keys.run(ctx) })
+		}
 	}
 	all.Wait()
 	return nil
@@ -164,6 +174,9 @@ func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal,
 	}
 	if e := v.cache.get(d); e != nil && e.valid(now.UnixNano(), v.revoked) {
 		v.hits.Add(1)
+		if now.UnixNano() >= e.renewFrom {
+			v.renew(e, c.Profile, token)
+		}
 		return v.sent(&c, as, token, e.principal)
 	}
 	p, err := v.authenticateCold(ctx, c.Profile, d, token)
@@ -177,21 +190,46 @@ func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal,
 func (v *Verifier) authenticateCold(ctx context.Context, on Profile, d digest, token []byte) (*Principal, error) {
 	v.misses.Add(1)
 	// The flight outlives any one of its callers, hence their contexts: it is bounded by the queue and by demandWait.
-	shared := context.WithoutCancel(ctx)
-	p, err, _ := v.flights.Do(string(d[:]), func() (any, error) { return v.verify(shared, on, d, token) })
-	if err == nil && v.revoked.dead(p.(*Principal)) {
-		err = refuse("revoked") // since the flight looked, and this request may have come after it did
+	e, err := v.fly(context.WithoutCancel(ctx), on, d, token)
+	if err == nil && !e.stands(v.revoked) {
+		err = refuse("revoked or withdrawn") // since the flight looked, and this request may have come after it did
 	}
 	if err != nil {
 		v.refused.Add(1)
 		return nil, err
 	}
-	return p.(*Principal), nil
+	return e.principal, nil
+}
+
+// fly verifies a token, or waits for whoever is at it already.
+func (v *Verifier) fly(ctx context.Context, on Profile, d digest, token []byte) (*verified, error) {
+	e, err, _ := v.flights.Do(string(d[:]), func() (any, error) { return v.verify(ctx, on, d, token) })
+	if err != nil {
+		return nil, err
+	}
+	return e.(*verified), nil
 }
 
 // verify checks a token from its first byte to its last claim and caches the outcome. Refusals are not cached: most of
 // their reasons can heal.
-func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byte) (*Principal, error) {
+func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byte) (*verified, error) {
+	at := progress{stage: StageFormat}
+	e, err := v.judge(ctx, &at, on, d, token)
+	if errors.Is(err, ErrToken) || errors.Is(err, ErrRequest) {
+		at.refused(v)
+	}
+	return e, err
+}
+
+func (v *Verifier) judge(ctx context.Context, at *progress, on Profile, d digest, token []byte) (*verified, error) {
+	if !signed(token) {
+		if is := v.issuerOfOpaque(token); is != nil {
+			if err := opaque(token); err != nil {
+				return nil, err
+			}
+			return v.introspect(ctx, at.with(is), on, d, token)
+		}
+	}
 	c, err := split(token)
 	if err != nil {
 		return nil, err
@@ -200,13 +238,19 @@ func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byt
 	if err != nil {
 		return nil, err
 	}
+	at.stage = StageIssuer
 	is, err := v.issuerOf(c.payload)
 	if err != nil {
 		return nil, err
 	}
+	at.with(is).stage = StageFormat
 	if !is.accepts(h.Type) {
 		return nil, refuse("typ is none of the issuer's access tokens")
 	}
+	if is.keys == nil {
+		return v.introspect(ctx, at, on, d, token)
+	}
+	at.stage = StageKey
 	k, err := is.keys.lookup(ctx, h.KeyID)
 	if err != nil {
 		return nil, err
@@ -216,31 +260,62 @@ func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byt
 	}
 	// Read before the revocations are: one that comes later makes the entry be checked again at its first use.
 	epoch := v.revoked.epoch.Load()
+	at.stage = StageSignature
 	if err := v.signature(k, c); err != nil {
 		return nil, err
 	}
+	at.stage = StageClaims
 	now := v.now()
 	p, err := is.principal(c.payload, on, h.Type, now)
 	if err != nil {
-		return nil, err
+		return nil, is.genuine(c.payload, err)
 	}
-	if err := v.local(is, p); err != nil {
-		return nil, err
-	}
-	if p.KeyID = h.KeyID; is.Name != "" {
-		p.KeyID = is.Name + "|" + h.KeyID
-	}
-	if v.revoked.dead(p) {
-		return nil, refuse("revoked")
-	}
-	e := &verified{
-		digest: d, principal: p, key: k,
-		from:  now.Add(-time.Second).UnixNano(), // callers read their clocks a little before we read ours
-		until: min(p.Expires.Add(is.Leeway).UnixNano(), now.Add(v.cacheFor).UnixNano()),
-	}
+	e := newVerified(d, p, k, now, now.Add(v.cacheFor), p.Expires.Add(is.Leeway))
 	e.epoch.Store(epoch)
+	if err := v.admit(at, e); err != nil {
+		return nil, is.genuine(c.payload, err)
+	}
+	return e, nil
+}
+
+// introspect asks the issuer instead.
+func (v *Verifier) introspect(ctx context.Context, at *progress, on Profile, d digest, token []byte) (*verified, error) {
+	at.stage = StageIntrospection
+	epoch := v.revoked.epoch.Load() // before the issuer answers, see judge
+	answer, err := at.issuer.ask.ask(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	now := v.now()
+	p, err := at.issuer.asked(answer, token, on, now)
+	if err != nil {
+		return nil, at.issuer.genuine(answer, err)
+	}
+	e := newVerified(d, p, nil, now, now.Add(min(v.cacheFor, at.issuer.ask.CacheFor)), p.Expires)
+	e.epoch.Store(epoch)
+	if err := v.admit(at, e); err != nil {
+		return nil, at.issuer.genuine(answer, err)
+	}
+	return e, nil
+}
+
+// admit makes the principal's identifiers ours, holds them against the revocations, and caches the entry.
+func (v *Verifier) admit(at *progress, e *verified) error {
+	p := e.principal
+	if err := v.local(at.issuer, p); err != nil {
+		return err
+	}
+	if e.key != nil {
+		if p.KeyID = e.key.id; at.issuer.Name != "" {
+			p.KeyID = at.issuer.Name + "|" + p.KeyID
+		}
+	}
+	at.stage = StageRevoked
+	if v.revoked.dead(p) {
+		return refuse("revoked")
+	}
 	v.cache.put(e)
-	return p, nil
+	return nil
 }
 
 // signature checks the signature on one of GOMAXPROCS cores.
@@ -255,38 +330,13 @@ func (v *Verifier) signature(k *key, c compact) error {
 	return k.verify(c)
 }
 
-// Healthy returns nil when the keys of every issuer are held and fresh enough.
+// Healthy returns nil when tokens of at least one issuer can be judged: that another is away must not keep those of the first out.
 func (v *Verifier) Healthy() error {
+	var err error
 	for _, is := range v.issuers {
-		if err := is.keys.healthy(); err != nil {
-			return err
+		if err = is.usable(); err == nil {
+			return nil
 		}
 	}
-	return nil
-}
-
-// VerifierStats is a snapshot.
-type VerifierStats struct {
-	Hits, Misses, Refused uint64
-	Issuers               []IssuerStats // as they were configured
-}
-
-// IssuerStats is a snapshot of one issuer.
-type IssuerStats struct {
-	Name        string // IssuerConfig.Name
-	Keys        int
-	KeysFetched time.Time
-}
-
-// Stats returns the snapshot.
-func (v *Verifier) Stats() VerifierStats {
-	s := VerifierStats{Hits: v.hits.Load(), Misses: v.misses.Load(), Refused: v.refused.Load()}
-	for _, is := range v.issuers {
-		i := IssuerStats{Name: is.Name}
-		if set := is.keys.current.Load(); set != nil {
-			i.Keys, i.KeysFetched = len(set.keys), set.fetched
-		}
-		s.Issuers = append(s.Issuers, i)
-	}
-	return s
+	return err
 }
