@@ -41,6 +41,7 @@ type AuthServer struct {
 	client *clientKeys
 	state  *sessions
 	logins logins
+	proofs usedProofs
 	page   page
 	rotate sync.Mutex
 }
@@ -89,7 +90,7 @@ func NewAuthServer(cfg AuthServerConfig) (*AuthServer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &AuthServer{cfg: cfg, prefix: at.Path, page: newPage(), logins: logins{pending: map[string]authorization{}, codes: map[string]authorization{}}}
+	s := &AuthServer{cfg: cfg, prefix: at.Path, page: newPage(), logins: logins{pending: map[string]authorization{}, codes: map[string]authorization{}}, proofs: usedProofs{seen: map[string]time.Time{}}}
 	err = os.MkdirAll(cfg.Dir, 0o711)
 	if err == nil {
 		s.keys, err = loadKeyRing(cfg.Dir)
@@ -127,7 +128,7 @@ func (s *AuthServer) Handler() http.Handler {
 			w.Header().Set("Access-Control-Allow-Origin", "*")
 			if r.Method == http.MethodOptions {
 				w.Header().Set("Access-Control-Allow-Methods", methods)
-				w.Header().Set("Access-Control-Allow-Headers", "Authorization, Content-Type")
+				w.Header().Set("Access-Control-Allow-Headers", "Authorization, Content-Type, DPoP")
 				w.Header().Set("Access-Control-Max-Age", "600")
 				w.WriteHeader(http.StatusNoContent)
 				return
@@ -210,6 +211,9 @@ func (s *AuthServer) discovery(w http.ResponseWriter, _ *http.Request) {
 		"introspection_endpoint_auth_methods_supported":    []string{"none", "private_key_jwt"},
 		"revocation_endpoint_auth_methods_supported":       []string{"none", "private_key_jwt"},
 		"authorization_response_iss_parameter_supported":   true,
+		"dpop_signing_alg_values_supported":                proofAlgorithms(),
+		"acr_values_supported":                             []string{acrPassword, acrTwo},
+		"prompt_values_supported":                          []string{"none", "login", "consent", "select_account"},
 	})
 }
 

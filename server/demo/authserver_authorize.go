@@ -18,6 +18,7 @@ import (
 type authorization struct {
 	client, redirect, state, challenge string
 	session                            session
+	acr                                []string // classes of sign-in of which one must be reached; none: any
 	expires                            time.Time
 	begun                              string // the session that the code was exchanged for
 }
@@ -48,7 +49,8 @@ func put(m map[string]authorization, id string, a authorization, now time.Time) 
 var (
 	challengeText = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)       // base64url of a SHA-256
 	verifierText  = regexp.MustCompile(`^[A-Za-z0-9._~-]{43,128}$`) // RFC 7636 section 4.1
-	idText        = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`)     // FHIR id
+	ageText       = regexp.MustCompile(`^[0-9]{1,9}$`)
+	idText        = regexp.MustCompile(`^[A-Za-z0-9.-]{1,64}$`) // FHIR id
 )
 
 // authorize is the authorization endpoint (RFC 6749 section 4.1.1, SMART App Launch "obtain authorization code"): GET and,
@@ -72,7 +74,8 @@ func (s *AuthServer) authorize(w http.ResponseWriter, r *http.Request) {
 	}
 	a := authorization{
 		client: client, redirect: redirect, state: q.Get("state"), challenge: q.Get("code_challenge"),
-		session: session{Client: client, Scope: q.Get("scope"), Nonce: q.Get("nonce")},
+		session: session{Client: client, Scope: q.Get("scope"), Nonce: q.Get("nonce"), Key: q.Get("dpop_jkt")},
+		acr:     strings.Fields(q.Get("acr_values")),
 		expires: s.cfg.Now().Add(loginLifetime),
 	}
 	for parameter, values := range q {
@@ -95,8 +98,14 @@ func (s *AuthServer) authorize(w http.ResponseWriter, r *http.Request) {
 		refused("invalid_request", "aud must be "+s.cfg.Audience)
 	case q.Get("scope") == "":
 		refused("invalid_scope", "scope is missing")
-	case q.Get("prompt") == "none":
+	case has(q.Get("prompt"), "none"):
 		refused("login_required", "nobody stays signed in here")
+	// Everybody signs in anew, every time: that is what prompt=login asks for, and no sign-in is older than any max_age (OpenID Connect
+	// Core 1.0 section 3.1.2.1, RFC 9470 section 5).
+	case q.Has("max_age") && !ageText.MatchString(q.Get("max_age")):
+		refused("invalid_request", "max_age is a number of seconds")
+	case a.session.Key != "" && !challengeText.MatchString(a.session.Key):
+		refused("invalid_request", "dpop_jkt is not a thumbprint")
 	default:
 		id := rand.Text()
 		s.logins.mu.Lock()
@@ -173,6 +182,10 @@ func (s *AuthServer) signIn(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.session.Persona, a.session.AuthTime = p.Name, s.cfg.Now()
+	if a.session.ACR, known = p.reach(a.acr); !known {
+		s.back(w, r, a, url.Values{"error": {"unmet_authentication_requirements"}, "error_description": {"this person cannot sign in like that"}})
+		return
+	}
 	a.session.Scope = grant(p, a.session.Scope)
 	if a.session.Scope == "" {
 		s.back(w, r, a, url.Values{"error": {"invalid_scope"}, "error_description": {"this person may have none of the scopes"}})
@@ -198,9 +211,9 @@ func (s *AuthServer) signIn(w http.ResponseWriter, r *http.Request) {
 	s.back(w, r, a, url.Values{"code": {code}})
 }
 
-// exchange takes a code, which works once, for the client, redirect URI and PKCE verifier it was made for. A code that comes
+// exchange takes a code, which works once, for the client, redirect URI, PKCE verifier and (where one was named) key it was made for. A code that comes
 // again ends the session that it was exchanged for (RFC 6749 section 4.1.2): ended names it.
-func (s *AuthServer) exchange(code, client, redirect, verifier string) (sid, refresh string, x session, ended string, err error) {
+func (s *AuthServer) exchange(code, client, redirect, verifier, key string) (sid, refresh string, x session, ended string, err error) {
 	s.logins.mu.Lock()
 	defer s.logins.mu.Unlock()
 	id := digest(code)
@@ -215,9 +228,11 @@ func (s *AuthServer) exchange(code, client, redirect, verifier string) (sid, ref
 	// From here on the code is spent, whether the rest fits or not: nobody guesses twice.
 	delete(s.logins.codes, id)
 	if s.cfg.Now().After(a.expires) || a.redirect != redirect || !verifierText.MatchString(verifier) ||
-		!same(base64.RawURLEncoding.EncodeToString(sum[:]), a.challenge) {
+		!same(base64.RawURLEncoding.EncodeToString(sum[:]), a.challenge) ||
+		a.session.Key != "" && a.session.Key != key { // RFC 9449 section 10
 		return "", "", session{}, "", errGrant
 	}
+	a.session.Key = key
 	if sid, refresh, err = s.state.begin(a.session); err != nil {
 		return "", "", session{}, "", err
 	}

@@ -7,10 +7,12 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -109,6 +111,52 @@ func opened(token string, keys []*signer) (typ string, payload []byte, err error
 		}
 	}
 	return "", nil, errors.New("no such key")
+}
+
+// prove makes a DPoP proof: its header carries the public key instead of naming it.
+func (k *signer) prove(payload []byte) (string, error) {
+	public, err := jwk.FromRaw(k.private.Public())
+	if err != nil {
+		return "", err
+	}
+	header := jws.NewHeaders()
+	if err := errors.Join(header.Set(jws.TypeKey, "dpop+jwt"), header.Set(jws.JWKKey, public)); err != nil {
+		return "", err
+	}
+	proof, err := jws.Sign(payload, jws.WithKey(k.alg, k.private, jws.WithProtectedHeaders(header)))
+	return string(proof), err
+}
+
+// openedProof verifies a DPoP proof with the key that it carries and returns the key's thumbprint (RFC 7638) and the payload.
+func openedProof(proof string) (thumbprint string, payload []byte, err error) {
+	if strings.Count(proof, ".") != 2 || strings.HasPrefix(proof, "{") || len(proof) > 4096 {
+		return "", nil, errors.New("not a compact JWS")
+	}
+	message, err := jws.ParseString(proof)
+	if err != nil || len(message.Signatures()) != 1 {
+		return "", nil, errors.New("not a JWS")
+	}
+	header := message.Signatures()[0].ProtectedHeaders()
+	key := header.JWK()
+	switch {
+	case header.Type() != "dpop+jwt" || len(header.Critical()) > 0:
+		return "", nil, errors.New("typ is not dpop+jwt, or crit is there")
+	case !slices.Contains(proofAlgorithms(), header.Algorithm().String()):
+		return "", nil, errors.New("alg is not supported")
+	case key == nil:
+		return "", nil, errors.New("jwk is missing")
+	}
+	if private, err := jwk.IsPrivateKey(key); err != nil || private {
+		return "", nil, errors.New("jwk is not a public key")
+	}
+	if payload, err = jws.Verify([]byte(proof), jws.WithKey(header.Algorithm(), key)); err != nil {
+		return "", nil, errors.New("the signature is not the key's")
+	}
+	sum, err := key.Thumbprint(crypto.SHA256)
+	if err != nil {
+		return "", nil, errors.New("jwk has no thumbprint")
+	}
+	return base64.RawURLEncoding.EncodeToString(sum), payload, nil
 }
 
 // keyRing holds the issuer's keys: the one that signs, the next one, already published so that verifiers know it before its

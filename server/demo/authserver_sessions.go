@@ -25,6 +25,8 @@ type session struct {
 	Patient  string    `json:"patient,omitzero"`
 	Nonce    string    `json:"nonce,omitzero"`
 	AuthTime time.Time `json:"auth_time"`
+	ACR      string    `json:"acr,omitzero"` // of the sign-in; the persona's own when empty
+	Key      string    `json:"jkt,omitzero"` // that its tokens are bound to; "" for bearer tokens
 	Expires  time.Time `json:"expires"`
 	Revoked  bool      `json:"revoked,omitzero"`
 	Current  string    `json:"current,omitzero"` // digest of the refresh token that may be used
@@ -157,8 +159,9 @@ func (s *sessions) find(refresh string) (sid string, x *session, err error) {
 var errScope = errors.New("scope is wider than what was granted")
 
 // refresh exchanges a refresh token for the next one. A scope, when not empty, narrows what is issued now and not what was
-// granted. When the token was used before, the session is revoked: sid says which one.
-func (s *sessions) refresh(token, client, scope string) (sid, next string, x session, err error) {
+// granted. When the token was used before, the session is revoked: sid says which one. A session that is bound to a key is
+// refreshed with that key only; one that is not is bound to the first that is shown.
+func (s *sessions) refresh(token, client, scope, key string) (sid, next string, x session, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sid, found, err := s.find(token)
@@ -166,7 +169,7 @@ func (s *sessions) refresh(token, client, scope string) (sid, next string, x ses
 	case errors.Is(err, errReuse) && found.Client == client:
 		found.Revoked = true
 		return sid, "", session{}, errors.Join(errReuse, s.save())
-	case err != nil || found.Client != client:
+	case err != nil || found.Client != client || found.Key != "" && found.Key != key:
 		return "", "", session{}, errGrant
 	}
 	for asked := range strings.FieldsSeq(scope) {
@@ -174,6 +177,7 @@ func (s *sessions) refresh(token, client, scope string) (sid, next string, x ses
 			return "", "", session{}, errScope
 		}
 	}
+	found.Key = key
 	next = s.renew(sid, found)
 	x = *found
 	if scope != "" {

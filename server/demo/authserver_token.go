@@ -35,6 +35,13 @@ type accessClaims struct {
 	ACR      string   `json:"acr,omitzero"`
 	AMR      []string `json:"amr,omitzero"`
 	AuthTime int64    `json:"auth_time,omitzero"`
+
+	Confirmation *confirmation `json:"cnf,omitzero"`
+}
+
+// confirmation names the key that a token is bound to (RFC 9449 section 6.1).
+type confirmation struct {
+	Key string `json:"jkt"`
 }
 
 // idClaims are the claims of an ID token (OpenID Connect Core 1.0 section 2).
@@ -54,18 +61,31 @@ type idClaims struct {
 	Name     string   `json:"name,omitzero"`
 }
 
-// Token mints an access token for a persona, without a sign-in; scope "" takes the persona's default. Unlike the endpoints it
-// does not narrow the scope to what the persona may have: tests of what a server refuses need such tokens, and only this
-// process can ask for them.
+// Minted says what a token that is minted without a sign-in shall say. What is left out is the persona's own.
+type Minted struct {
+	Scope   string
+	ACR     string        // authentication context class of the sign-in that did not take place
+	AuthAge time.Duration // how long ago it did not
+	Key     string        // thumbprint of the key that the token is bound to: Holder.Thumbprint
+}
+
+// Token mints an access token for a persona, without a sign-in; scope "" takes the persona's default.
 func (s *AuthServer) Token(persona, scope string) (string, error) {
+	return s.Mint(persona, Minted{Scope: scope})
+}
+
+// Mint mints an access token for a persona, without a sign-in. Unlike the endpoints it does not narrow the scope to what the persona
+// may have, nor the sign-in to what it can be: tests of what a server refuses need such tokens, and only this process can ask for them.
+func (s *AuthServer) Mint(persona string, m Minted) (string, error) {
 	p, ok := s.persona(persona)
 	if !ok {
 		return "", fmt.Errorf("minting a token: no persona %q", persona)
 	}
-	if scope == "" {
-		scope = p.Scope
+	x := session{
+		Client: p.Client, Scope: cmp.Or(m.Scope, p.Scope), Patient: p.Patient, AuthTime: s.cfg.Now().Add(-m.AuthAge),
+		ACR: m.ACR, Key: m.Key,
 	}
-	token, err := s.access(p, session{Client: p.Client, Scope: scope, Patient: p.Patient, AuthTime: s.cfg.Now()}, rand.Text())
+	token, err := s.access(p, x, rand.Text())
 	if err != nil {
 		return "", fmt.Errorf("minting a token: %w", err)
 	}
@@ -80,8 +100,12 @@ func (s *AuthServer) access(p Persona, x session, sid string) (string, error) {
 		Scope: x.Scope, Roles: p.Roles, Patient: x.Patient, FHIRUser: p.FHIRUser,
 	}
 	if p.ACR != "" { // somebody signed in
-		c.Session, c.ACR, c.AMR, c.AuthTime = sid, p.ACR, p.AMR, x.AuthTime.Unix()
+		c.Session, c.AuthTime = sid, x.AuthTime.Unix()
+		c.ACR, c.AMR = p.signIn(x.ACR)
 		c.Name = workforceName(p)
+	}
+	if x.Key != "" {
+		c.Confirmation = &confirmation{x.Key}
 	}
 	text, err := json.Marshal(c)
 	if err != nil {
@@ -103,8 +127,8 @@ func (s *AuthServer) identity(p Persona, x session, sid, access string) (string,
 	c := idClaims{
 		Issuer: s.cfg.Issuer, Subject: p.Name, Audience: x.Client, Issued: now.Unix(), Expires: now.Add(accessLifetime).Unix(),
 		AuthTime: x.AuthTime.Unix(), Nonce: x.Nonce, Hash: base64.RawURLEncoding.EncodeToString(sum[:16]), Session: sid,
-		ACR: p.ACR, AMR: p.AMR,
 	}
+	c.ACR, c.AMR = p.signIn(x.ACR)
 	if has(x.Scope, "fhirUser") && p.FHIRUser != "" {
 		c.FHIRUser = s.cfg.Audience + "/" + p.FHIRUser
 	}
@@ -154,16 +178,20 @@ func (s *AuthServer) token(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "unauthorized_client", "this client does not use this grant")
 		return
 	}
+	key, ok := s.holder(w, r)
+	if !ok {
+		return
+	}
 	switch kind {
 	case "authorization_code":
-		sid, refresh, x, ended, err := s.exchange(form.Get("code"), client, form.Get("redirect_uri"), form.Get("code_verifier"))
+		sid, refresh, x, ended, err := s.exchange(form.Get("code"), client, form.Get("redirect_uri"), form.Get("code_verifier"), key)
 		if ended != "" {
 			s.cfg.Logger.Warn("an authorization code came twice; its session is over", "client", client, "session", ended)
 			s.revoked("", ended)
 		}
 		s.issue(w, r, sid, refresh, x, err)
 	case "refresh_token":
-		sid, next, x, err := s.state.refresh(form.Get("refresh_token"), client, form.Get("scope"))
+		sid, next, x, err := s.state.refresh(form.Get("refresh_token"), client, form.Get("scope"), key)
 		if errors.Is(err, errReuse) {
 			s.cfg.Logger.Warn("a refresh token came twice; its session is over", "client", client, "session", sid)
 			s.revoked("", sid)
@@ -171,12 +199,12 @@ func (s *AuthServer) token(w http.ResponseWriter, r *http.Request) {
 		}
 		s.issue(w, r, sid, next, x, err)
 	case "client_credentials":
-		s.backend(w, r, form)
+		s.backend(w, r, form, key)
 	}
 }
 
 // backend issues what SMART Backend Services asks for: system scopes, no refresh token.
-func (s *AuthServer) backend(w http.ResponseWriter, r *http.Request, form url.Values) {
+func (s *AuthServer) backend(w http.ResponseWriter, r *http.Request, form url.Values, key string) {
 	p, ok := s.persona(backendClient)
 	if !ok {
 		refuse(w, http.StatusBadRequest, "unauthorized_client", "there is no such persona")
@@ -187,14 +215,22 @@ func (s *AuthServer) backend(w http.ResponseWriter, r *http.Request, form url.Va
 		refuse(w, http.StatusBadRequest, "invalid_scope", "ask for system/ scopes")
 		return
 	}
-	access, err := s.access(p, session{Client: backendClient, Scope: scope}, "")
+	access, err := s.access(p, session{Client: backendClient, Scope: scope, Key: key}, "")
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
 	s.cfg.Logger.Info("token issued", "persona", p.Name, "client", backendClient, "scope", scope)
 	w.Header().Set("Cache-Control", "no-store")
-	answer(w, http.StatusOK, tokens{Access: access, Type: "Bearer", Expires: int(accessLifetime / time.Second), Scope: scope})
+	answer(w, http.StatusOK, tokens{Access: access, Type: tokenType(key), Expires: int(accessLifetime / time.Second), Scope: scope})
+}
+
+// tokenType is the scheme by which a token is presented (RFC 9449 section 5).
+func tokenType(key string) string {
+	if key == "" {
+		return "Bearer"
+	}
+	return "DPoP"
 }
 
 func (s *AuthServer) issue(w http.ResponseWriter, r *http.Request, sid, refresh string, x session, err error) {
@@ -213,7 +249,7 @@ func (s *AuthServer) issue(w http.ResponseWriter, r *http.Request, sid, refresh 
 		refuse(w, http.StatusBadRequest, "invalid_grant", "the person is not here any more")
 		return
 	}
-	out := tokens{Type: "Bearer", Expires: int(accessLifetime / time.Second), Scope: x.Scope, Refresh: refresh, Patient: x.Patient}
+	out := tokens{Type: tokenType(x.Key), Expires: int(accessLifetime / time.Second), Scope: x.Scope, Refresh: refresh, Patient: x.Patient}
 	out.Access, err = s.access(p, x, sid)
 	if err == nil && has(x.Scope, "openid") {
 		out.ID, err = s.identity(p, x, sid, out.Access)
@@ -339,11 +375,15 @@ func (s *AuthServer) introspect(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Cache-Control", "no-store")
 	token := form.Get("token")
 	if c, ok := s.read(token); ok {
+		key := ""
+		if c.Confirmation != nil {
+			key = c.Confirmation.Key
+		}
 		answer(w, http.StatusOK, struct {
 			Active bool   `json:"active"`
 			Type   string `json:"token_type"`
 			accessClaims
-		}{true, "Bearer", c})
+		}{true, tokenType(key), c})
 		return
 	}
 	if sid, x, ok := s.state.peek(token); ok {

@@ -1,5 +1,7 @@
 package demo
 
+import "slices"
+
 // Persona is a demo user or client.
 type Persona struct {
 	Name     string   // e.g. dr-rivera
@@ -26,6 +28,39 @@ const (
 	acrPassword = "urn:chartkeep:acr:pwd"
 	acrTwo      = "urn:chartkeep:acr:mfa"
 )
+
+// classes are the authentication context classes that a persona's sign-in can have, the strongest first.
+func (p Persona) classes() []string {
+	if p.ACR == acrTwo {
+		return []string{acrTwo, acrPassword}
+	}
+	return []string{p.ACR}
+}
+
+// reach returns the first of the wanted classes that the persona can sign in with, "" for its own when nothing is wanted.
+func (p Persona) reach(wanted []string) (class string, ok bool) {
+	if len(wanted) == 0 {
+		return "", true
+	}
+	for _, class := range wanted {
+		if slices.Contains(p.classes(), class) {
+			return class, true
+		}
+	}
+	return "", false
+}
+
+// signIn is a sign-in of the class, "" being the persona's own, and the means that it took (RFC 8176).
+func (p Persona) signIn(class string) (acr string, amr []string) {
+	switch class {
+	case "", p.ACR:
+		return p.ACR, p.AMR
+	case acrPassword:
+		return class, []string{"pwd"}
+	default:
+		return class, p.AMR
+	}
+}
 
 // Personas lists DESIGN.md's personas. patientOne is the id of the patient that patient-1 is.
 func Personas(patientOne string) []Persona {
