@@ -31,6 +31,9 @@ func (c *call) authenticate() error {
 		if over := c.failed(err); over != nil {
 			return over
 		}
+		if errors.Is(err, auth.ErrNoToken) && c.http.Context().PostArgs().Has("access_token") {
+			return tokenInRequest()
+		}
 		return c.challenge(err)
 	}
 	c.principal = p
