@@ -159,14 +159,15 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return fmt.Errorf("starting authorization server: %w", err)
 	}
+	var said rest.Issuer
+	if metadata, err := json.Marshal(issuer.Metadata()); err != nil || json.Unmarshal(metadata, &said) != nil {
+		return errors.New("reading the authorization server's metadata")
+	}
 	a, err := startAPI(ctx, r, surface{
 		base:    f.FHIR,
 		records: r.records,
 		mount:   map[string]http.Handler{"/oauth2": issuer.Handler()}, pprof: v.Pprof, levels: s.levels(), limits: v.limits.rest(),
-		issuer: rest.Issuer{
-			Issuer: f.Issuer, Authorize: f.Issuer + "/authorize", Token: f.Issuer + "/token", Introspect: f.Issuer + "/introspect",
-			Revoke: f.Issuer + "/revoke", JWKS: f.Issuer + "/jwks",
-		},
+		issuer:   said,
 		verifier: verifier,
 	}, l, log)
 	if err != nil {

@@ -168,21 +168,14 @@ func discover(ctx context.Context, issuer string) (rest.Issuer, error) {
 	if res.StatusCode != http.StatusOK {
 		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %s answered %s", req.URL, res.Status)
 	}
-	var doc struct {
-		Issuer     string `json:"issuer"`
-		Authorize  string `json:"authorization_endpoint"`
-		Token      string `json:"token_endpoint"`
-		Introspect string `json:"introspection_endpoint"`
-		Revoke     string `json:"revocation_endpoint"`
-		JWKS       string `json:"jwks_uri"`
-	}
+	var doc rest.Issuer
 	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&doc); err != nil {
 		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
 	}
 	if doc.Issuer != issuer {
 		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %s says it is %q", issuer, doc.Issuer)
 	}
-	return rest.Issuer(doc), nil
+	return doc, nil
 }
 
 // migrateVerb brings the schema up to date.

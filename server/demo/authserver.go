@@ -187,10 +187,14 @@ func fromLoopback(r *http.Request) bool {
 	return err == nil && ip != nil && ip.IsLoopback()
 }
 
-// discovery is OpenID Connect Discovery 1.0 section 3 and RFC 8414 section 2.
 func (s *AuthServer) discovery(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Cache-Control", "public, max-age=300")
-	answer(w, http.StatusOK, map[string]any{
+	answer(w, http.StatusOK, s.Metadata())
+}
+
+// Metadata is what the server says about itself (OpenID Connect Discovery 1.0 section 3, RFC 8414 section 2).
+func (s *AuthServer) Metadata() map[string]any {
+	return map[string]any{
 		"issuer":                                s.cfg.Issuer,
 		"authorization_endpoint":                s.cfg.Issuer + "/authorize",
 		"token_endpoint":                        s.cfg.Issuer + "/token",
@@ -214,7 +218,7 @@ func (s *AuthServer) discovery(w http.ResponseWriter, _ *http.Request) {
 		"dpop_signing_alg_values_supported":                proofAlgorithms(),
 		"acr_values_supported":                             []string{acrPassword, acrTwo},
 		"prompt_values_supported":                          []string{"none", "login", "consent", "select_account"},
-	})
+	}
 }
 
 func (s *AuthServer) jwks(w http.ResponseWriter, _ *http.Request) {

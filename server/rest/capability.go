@@ -199,7 +199,7 @@ func (s *Server) newCapability() (document, error) {
 					Coding: []coding{{"http://terminology.hl7.org/CodeSystem/restful-security-service", "SMART-on-FHIR"}},
 					Text:   "OAuth 2 with SMART scopes",
 				}},
-				Description: "A bearer token (RFC 6750) of type at+jwt (RFC 9068) is needed for everything but this statement and .well-known/smart-configuration.",
+				Description: "An access token of type at+jwt (RFC 9068) is needed for everything but this statement and .well-known/smart-configuration, as a bearer token (RFC 6750) or, when it is bound to a key, with proof of that (RFC 9449, RFC 8705). SMART scopes of version 1 and 2 narrow what the caller's roles permit; search parameters in a scope without modifiers or chains narrow it further, a scope with others grants nothing. What the caller may not see is answered as not found.",
 			},
 			Resource:    resources,
 			Interaction: system,
@@ -228,52 +228,4 @@ func searchParams(resourceType string) []searchParam {
 		}
 	}
 	return list
-}
-
-// newSMART is the discovery document (https://hl7.org/fhir/smart-app-launch/conformance.html). It names what the issuer
-// has endpoints for and no capability that is not there.
-func (s *Server) newSMART() (document, error) {
-	i := s.cfg.Issuer
-	d := struct {
-		Issuer       string   `json:"issuer,omitempty"`
-		JWKS         string   `json:"jwks_uri,omitempty"`
-		Authorize    string   `json:"authorization_endpoint,omitempty"`
-		Token        string   `json:"token_endpoint,omitempty"`
-		Introspect   string   `json:"introspection_endpoint,omitempty"`
-		Revoke       string   `json:"revocation_endpoint,omitempty"`
-		Grants       []string `json:"grant_types_supported"`
-		Responses    []string `json:"response_types_supported,omitempty"`
-		Methods      []string `json:"code_challenge_methods_supported"`
-		Auth         []string `json:"token_endpoint_auth_methods_supported,omitempty"`
-		Algorithms   []string `json:"token_endpoint_auth_signing_alg_values_supported,omitempty"`
-		Scopes       []string `json:"scopes_supported"`
-		Capabilities []string `json:"capabilities"`
-	}{
-		Issuer:       i.Issuer,
-		JWKS:         i.JWKS,
-		Authorize:    i.Authorize,
-		Token:        i.Token,
-		Introspect:   i.Introspect,
-		Revoke:       i.Revoke,
-		Grants:       []string{},
-		Methods:      []string{"S256"},
-		Scopes:       []string{"openid", "fhirUser", "launch/patient", "offline_access", "patient/*.rs", "user/*.cruds", "user/AuditEvent.rs", "system/*.cruds"},
-		Capabilities: []string{"permission-patient", "permission-user", "permission-v1", "permission-v2"},
-	}
-	if i.Authorize != "" {
-		d.Grants = append(d.Grants, "authorization_code", "refresh_token")
-		d.Responses = []string{"code"}
-		d.Capabilities = append(d.Capabilities, "launch-standalone", "client-public", "context-standalone-patient", "permission-offline")
-	}
-	if i.Token != "" {
-		d.Grants = append(d.Grants, "client_credentials")
-		d.Auth = []string{"private_key_jwt", "none"}
-		d.Algorithms = []string{"RS384", "ES384"}
-		d.Capabilities = append(d.Capabilities, "client-confidential-asymmetric")
-	}
-	if i.JWKS != "" && i.Authorize != "" {
-		d.Capabilities = append(d.Capabilities, "sso-openid-connect")
-	}
-	body, err := json.Marshal(d)
-	return newDocument(body), err
 }

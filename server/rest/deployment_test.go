@@ -173,6 +173,8 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 		Policy: d.storage, Key: key, Tree: d.tree, Erasures: phi.NewErasures(phi.ErasureConfig{Records: records, Storage: d.storage}),
 		Issuer: rest.Issuer{
 			Issuer: "https://issuer.test", Authorize: "https://issuer.test/authorize", Token: "https://issuer.test/token", JWKS: d.issuer.url,
+			Grants: []string{"authorization_code"}, Responses: []string{"code"}, Challenges: []string{"S256", "plain"}, Auth: []string{"private_key_jwt"},
+			Scopes: []string{"openid", "patient/*.rs"},
 		},
 		Logger: logger, Version: "test",
 	}

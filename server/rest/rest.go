@@ -43,7 +43,7 @@ type Config struct {
 
 	Revocations   *auth.Revocations // whose sessions' ends are recorded; those that Verifier goes by
 	Relationships Relationships     // nil: /v1/relationships answers 501
-	Policy        Policy            // nil: GET /v1/roles answers 501
+	Policies      Policies          // nil: /v1/roles, /v1/policy and /v1/assignments answer 501
 	Erasures      *phi.Erasures     // nil: /v1/erasures answers 501
 	Emergencies   Emergencies       // nil: /v1/emergency-access answers 501
 	Emergency     auth.EmergencyLimits
@@ -66,9 +66,6 @@ type Config struct {
 	TLSClientNetworks []string // proxies whose X-Forwarded-For is believed, CIDR; none when empty
 }
 
-// Issuer is where the authorization server's endpoints are.
-type Issuer struct{ Issuer, Authorize, Token, Introspect, Revoke, JWKS string }
-
 // Relationships shows treatment relationships and administers explicit grants. The calls may be made from many goroutines.
 type Relationships interface {
 	Grant(ctx context.Context, r auth.Relationship) error
@@ -82,11 +79,6 @@ type Tree interface {
 	audit.TreeReader
 	// Rows returns the rows of a span as they are stored, ordered by sequence number.
 	Rows(ctx context.Context, s audit.Span) ([]audit.Row, error)
-}
-
-// Policy reads the stored policy.
-type Policy interface {
-	Policy(ctx context.Context) (auth.Policy, error)
 }
 
 // Observation is what happened to one request; Route is the pattern, never the path.

@@ -223,6 +223,19 @@ func TestSMARTConfiguration(t *testing.T) {
 		!slices.Contains(s.Grants, "authorization_code") || !slices.Equal(s.Challenges, []string{"S256"}) || !slices.Contains(s.Caps, "permission-v2") {
 		t.Errorf("smart-configuration: %s", a.body)
 	}
+	// What this issuer does not say that it does is not claimed.
+	if want := []string{"launch-standalone", "client-confidential-asymmetric", "permission-patient", "permission-v1", "permission-v2"}; !slices.Equal(s.Caps, want) {
+		t.Errorf("capabilities are %v, want %v", s.Caps, want)
+	}
+}
+
+// Of an issuer of which nothing is known nothing is claimed, and a document without capabilities is one all the same.
+func TestSMARTConfigurationOfNobody(t *testing.T) {
+	d := deploy(t, func(cfg *rest.Config) { cfg.Issuer = rest.Issuer{} })
+	a := d.want(d.do("GET", "/fhir/R4/.well-known/smart-configuration", "", ""), http.StatusOK)
+	if want := `{"grant_types_supported":[],"code_challenge_methods_supported":[],"capabilities":[]}`; string(a.body) != want {
+		t.Errorf("smart-configuration is %s, want %s", a.body, want)
+	}
 }
 
 // TestOpenAPI compares the description with the table, both ways.
