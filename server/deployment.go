@@ -97,6 +97,7 @@ type settings struct {
 	witnesses   []audit.WitnessAddress
 	anchors     []audit.Anchor
 	emergency   auth.EmergencyLimits
+	issuers     []issuerSettings // of access tokens; serve only
 }
 
 // resolve reads the files that the flags name. production refuses what is for development only.

@@ -46,6 +46,9 @@ func impatientMain() {
 		if err != nil {
 			return err
 		}
+		if s.issuers, err = v.trusts(); err != nil {
+			return err
+		}
 		s.refresh, s.hold = time.Second, 3*time.Second
 		return v.serve(ctx, s, terminal{os.Stdout, os.Stderr})
 	}()

@@ -175,11 +175,14 @@ func newDescs() map[string]*prometheus.Desc {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, nil, nil)
 	}
 	for name, help := range map[string]string{
-		"auth_jwks_keys":        "Keys of the issuer at hand.",
-		"auth_jwks_age_seconds": "Time since the issuer's keys were fetched.",
+		"auth_jwks_keys":           "Keys of the issuer at hand.",
+		"auth_jwks_age_seconds":    "Time since the issuer's keys were fetched: above an hour, the issuer is away.",
+		"auth_jwks_failures_total": "Fetches of the issuer's keys that failed.",
 	} {
 		d[name] = prometheus.NewDesc("chartkeep_"+name, help, []string{"issuer"}, nil)
 	}
+	d["auth_refusals_total"] = prometheus.NewDesc("chartkeep_auth_refusals_total",
+		"Tokens refused by issuer and by how far they came: format, issuer, key, signature (forged), claims, introspection, revoked.", []string{"issuer", "reason"}, nil)
 	d["cache_requests_total"] = prometheus.NewDesc("chartkeep_cache_requests_total", "Cache lookups by cache and result.", []string{"cache", "result"}, nil)
 	d["database_connections"] = prometheus.NewDesc("chartkeep_database_connections", "Connections by pool and state.", []string{"pool", "state"}, nil)
 	d["database_waits_total"] = prometheus.NewDesc("chartkeep_database_waits_total", "Requests that waited for a connection.", []string{"pool"}, nil)
@@ -242,7 +245,17 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 		v := c.verifier.Stats()
 		cache("tokens", v.Hits, v.Misses)
 		counter("auth_tokens_refused_total", v.Refused)
+		for stage, n := range v.Strangers {
+			counter("auth_refusals_total", n, "(unknown)", auth.Stage(stage).String())
+		}
 		for _, is := range v.Issuers {
+			for stage, n := range is.Refused {
+				counter("auth_refusals_total", n, is.Name, auth.Stage(stage).String())
+			}
+			if is.Asked {
+				continue
+			}
+			counter("auth_jwks_failures_total", is.KeyFailures, is.Name)
 			gauge("auth_jwks_keys", float64(is.Keys), is.Name)
 			if !is.KeysFetched.IsZero() {
 				gauge("auth_jwks_age_seconds", time.Since(is.KeysFetched).Seconds(), is.Name)

@@ -70,7 +70,7 @@ func TestImportPicture(t *testing.T) {
 		"github.com/hashicorp/":          {"phi/keyset/kms"},
 		"google.golang.org/":             {"phi/keyset/kms", "phi/keyset/kmstest"},
 		"github.com/nyaruka/":            {"phi"},
-		"github.com/go-json-experiment/": {"auth", "server/demo", "server/rest"},
+		"github.com/go-json-experiment/": {"auth", "server", "server/demo", "server/rest"},
 		"golang.org/x/mod/sumdb":         {"audit", "audit/audittest", "server", "server/postgres"},
 		"github.com/minio/":              {"server"},
 	}

@@ -2,21 +2,13 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"net/netip"
-	"net/url"
 	"strings"
-	"time"
 
-	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/server/postgres"
-	"github.com/chartkeep/chartkeep/server/rest"
 )
 
 // serveVerb is production.
@@ -28,6 +20,7 @@ type serveVerb struct {
 	Addr           string   `help:"Address to listen on." default:"127.0.0.1:8443" placeholder:"HOST:PORT"`
 	PublicURL      string   `help:"URL under which clients reach the server, without /fhir/R4; made from --addr when empty." placeholder:"URL"`
 	Issuer         string   `help:"Issuer of access tokens: exact value of iss, its discovery document is read at start." placeholder:"URL"`
+	Issuers        string   `help:"JSON file of several issuers and what each of them is trusted with, in place of --issuer; see README, Deploy." placeholder:"FILE"`
 	Audience       string   `help:"Value that aud of access tokens must contain; the FHIR base URL when empty." placeholder:"URL"`
 	TLSCert        string   `name:"tls-cert" help:"Certificate chain, PEM." placeholder:"FILE"`
 	TLSKey         string   `name:"tls-key" help:"Private key, PEM." placeholder:"FILE"`
@@ -50,10 +43,8 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if (v.TLSCert == "") != (v.TLSKey == "") {
 		return usage("--tls-cert and --tls-key go together")
 	}
-	if v.Issuer == "" {
-		return usage("--issuer is missing")
-	}
-	if err := productionIssuer(v.Issuer); err != nil {
+	issuers, err := v.trusts()
+	if err != nil {
 		return err
 	}
 	emergency, err := v.emergency()
@@ -64,7 +55,7 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
-	s.emergency = emergency
+	s.emergency, s.issuers = emergency, issuers
 	return v.serve(ctx, s, t)
 }
 
@@ -97,10 +88,6 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	if public == "" {
 		public = scheme + "://" + l.Addr().String()
 	}
-	endpoints, err := discover(ctx, v.Issuer)
-	if err != nil {
-		return err
-	}
 	var side net.Listener
 	if v.MetricsAddr != "" {
 		if side, err = net.Listen("tcp", v.MetricsAddr); err != nil {
@@ -116,12 +103,9 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := auth.NewVerifier(auth.VerifierConfig{
-		Issuers: []auth.IssuerConfig{{Issuer: v.Issuer, Audience: audience, JWKSURL: endpoints.JWKS, AssertsSignIn: true, RolesInToken: true}},
-		Logger:  log, Revocations: r.revoked,
-	})
+	verifier, endpoints, err := newVerifier(ctx, r, s.issuers, audience, log)
 	if err != nil {
-		return errors.Join(fmt.Errorf("configuring token verification: %w", err), r.close(ctx))
+		return errors.Join(err, r.close(ctx))
 	}
 	a, err := startAPI(ctx, r, surface{
 		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), emergency: s.emergency, proxies: v.TrustedProxy, limits: v.limits.rest(), pprof: v.Pprof, metrics: side,
@@ -134,48 +118,6 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	err = a.wait(ctx)
 	log.Info("stopping")
 	return errors.Join(err, a.close(ctx), r.close(ctx))
-}
-
-// productionIssuer refuses issuers that cannot be a production identity provider: no TLS, or this very host.
-func productionIssuer(issuer string) error {
-	u, err := url.Parse(issuer)
-	if err != nil || u.Host == "" {
-		return usage("--issuer is not a URL")
-	}
-	if u.Scheme != "https" {
-		return usage("--issuer %s is a development issuer: production tokens come over https", issuer)
-	}
-	ip, err := netip.ParseAddr(u.Hostname())
-	if u.Hostname() == "localhost" || err == nil && ip.IsLoopback() {
-		return usage("--issuer %s is a development issuer on this host", issuer)
-	}
-	return nil
-}
-
-// discover reads the issuer's metadata (OpenID Connect Discovery 1.0, section 4).
-func discover(ctx context.Context, issuer string) (rest.Issuer, error) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", nil)
-	if err != nil {
-		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %s answered %s", req.URL, res.Status)
-	}
-	var doc rest.Issuer
-	if err := json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(&doc); err != nil {
-		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %w", err)
-	}
-	if doc.Issuer != issuer {
-		return rest.Issuer{}, fmt.Errorf("reading issuer metadata: %s says it is %q", issuer, doc.Issuer)
-	}
-	return doc, nil
 }
 
 // migrateVerb brings the schema up to date.
