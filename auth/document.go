@@ -97,17 +97,24 @@ func ReadDocument(b []byte) (Document, error) {
 
 // ReadCommented is how ReadDocument reads, for other files that people write.
 func ReadCommented(b []byte, into any) error {
-	err := json.Unmarshal(uncommented(b), into, json.RejectUnknownMembers(true))
-	if err == nil {
-		return nil
+	if err := json.Unmarshal(uncommented(b), into, json.RejectUnknownMembers(true)); err != nil {
+		return JSONError(b, err)
 	}
+	return nil
+}
+
+// JSONError says where in a text its decoder found what fault, without quoting the text.
+func JSONError(b []byte, err error) *DocumentError {
 	e := &DocumentError{Text: "this is not JSON"}
 	var syntax *jsontext.SyntacticError
 	var semantic *json.SemanticError
 	switch {
 	case errors.As(err, &syntax):
 		at := 1 + bytes.Count(b[:min(int(syntax.ByteOffset), len(b))], []byte("\n"))
-		e.Pointer, e.Text = string(syntax.JSONPointer), fmt.Sprintf("line %d: %v", at, syntax.Err)
+		e.Pointer, e.Text = string(syntax.JSONPointer), fmt.Sprintf("line %d: this is not JSON", at)
+		if errors.Is(err, jsontext.ErrDuplicateName) {
+			e.Text = fmt.Sprintf("line %d: it is there twice", at)
+		}
 	case errors.As(err, &semantic):
 		e.Pointer, e.Text = string(semantic.JSONPointer), "has another type than is expected"
 		if errors.Is(err, json.ErrUnknownName) {
