@@ -30,7 +30,7 @@ func (f *facts) Policy(context.Context) (Policy, error) {
 func (f *facts) Epochs(context.Context) (Epochs, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return Epochs{Policy: f.policy.Version, Relationship: f.epoch}, f.err
+	return Epochs{Policy: f.policy.Version, Relationship: Shards{f.epoch}}, f.err
 }
 
 func (f *facts) Emergencies(context.Context) ([]Grant, error) {

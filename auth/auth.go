@@ -68,6 +68,17 @@ var segmentNames = [...]string{"general", "part2", "psychotherapy"}
 // SegmentSet is a set of segments; the general one need not be in it.
 type SegmentSet uint8
 
+// Numbers lists the segments of the set, the general one not among them.
+func (s SegmentSet) Numbers() []int32 {
+	list := make([]int32, 0, 2)
+	for x := int32(1); x < 8; x++ {
+		if s&(1<<x) != 0 {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
 // Has reports whether the set opens the segment; the general one is always open.
 func (s SegmentSet) Has(x Segment) bool { return x == SegmentGeneral || x < 8 && s&(1<<x) != 0 }
 
@@ -118,8 +129,9 @@ type Filter struct {
 	Patient      string // records in this patient's compartment only
 	Practitioner string // records of patients with a treatment relationship to this practitioner (FHIRUser's id)
 
-	// Whatever of these is set, consents of patients narrow it: those about Actor, unless Self; and so do segments: Segments are open by role.
-	Actor    Actor
-	Self     bool // the caller is the patient
-	Segments SegmentSet
+	// Whatever of these is set, consents of patients narrow it, those about everybody or Actor, for Decision.Purpose, unless Exempt; and
+	// so do segments: Segments are open by role, others only where a consent opens them, and Closed not even there.
+	Actor            Actor
+	Exempt           bool // the caller is the patient, or the deployment itself
+	Segments, Closed SegmentSet
 }

@@ -17,7 +17,7 @@ func (ward) Policy(context.Context) (auth.Policy, error) {
 	}}}, nil
 }
 func (ward) Epochs(context.Context) (auth.Epochs, error) {
-	return auth.Epochs{Policy: 7, Relationship: 1}, nil
+	return auth.Epochs{Policy: 7}, nil
 }
 func (ward) Emergencies(context.Context) ([]auth.Grant, error) { return nil, nil }
 func (ward) Facts(_ context.Context, a auth.Actor, patients []string) ([]auth.Fact, error) {

@@ -9,18 +9,19 @@ import (
 	"github.com/dgraph-io/ristretto/v2"
 )
 
-// about is an actor and a patient, in an epoch. A change of any relationship or consent makes a new epoch, under which nothing old is
-// found: nothing has to be purged.
+// about is an actor and a patient.
 type about struct {
 	Actor
 	patient string
-	epoch   int64
 }
 
+// knownFact is a fact with the epochs that it was looked up in: a change about the practitioner or the patient makes another epoch, and
+// nothing has to be purged.
 type knownFact struct {
 	about
-	fact  Fact
-	until time.Duration // on the clock of Access
+	fact                  Fact
+	relationship, consent int64
+	until                 time.Duration // on the clock of Access
 }
 
 const (
@@ -44,74 +45,84 @@ func newFactCache() (factCache, error) {
 	return factCache{seed: maphash.MakeSeed(), cache: cache}, nil
 }
 
-// recall returns what is remembered. The hash only finds the entry, the comparison is of the whole key: two whose hashes collide stay
-// two.
-func (c factCache) recall(k about, now time.Duration) (Fact, bool) {
+// recall returns what is remembered, nil when nothing that still stands is. The hash only finds the entry, the comparison is of the
+// whole key: two whose hashes collide stay two.
+func (c factCache) recall(k about, epochs *Epochs, now time.Duration) *Fact {
 	e, ok := c.cache.Get(maphash.Comparable(c.seed, k))
-	if !ok || e.about != k || now >= e.until {
-		return Fact{}, false
+	if !ok || e.about != k || now >= e.until ||
+		e.relationship != epochs.Relationship[e.fact.RelationshipShard] || e.consent != epochs.Consent[e.fact.ConsentShard] {
+		return nil
 	}
-	return e.fact, true
+	return &e.fact
 }
 
-func (c factCache) remember(k about, f Fact, now, life time.Duration) {
-	c.cache.SetWithTTL(maphash.Comparable(c.seed, k), &knownFact{about: k, fact: f, until: now + life}, 1, life)
+func (c factCache) remember(k about, f Fact, epochs *Epochs, now, life time.Duration) {
+	c.cache.SetWithTTL(maphash.Comparable(c.seed, k), &knownFact{
+		about: k, fact: f, until: now + life,
+		relationship: epochs.Relationship[f.RelationshipShard], consent: epochs.Consent[f.ConsentShard],
+	}, 1, life)
 }
 
-// look returns what is known of the actor and the patients together: related to one of them, denied by any of them, opened by all. A
-// missing relationship is always looked up, so that a new one works at once; fresh says that the relationship matters.
-func (a *Access) look(ctx context.Context, who Actor, patients []string, fresh bool) (Fact, error) {
-	// The epoch is read before the storage is asked: an answer that a change overtakes is kept under the old epoch, where
+// judged is what is known of a caller and the patients of a record together.
+type judged struct {
+	related string // to one of them
+	denied  bool   // by a consent of any of them
+	opened  bool   // the record's segment, by consents of all of them
+}
+
+// add takes in one more patient.
+func (j *judged) add(f *Fact, r *Request, purpose string, now time.Time, first bool) {
+	if j.related == "" {
+		j.related = f.Related
+	}
+	denied, opened := JudgeConsents(f.Consents, r.Type, r.Segment, purpose, now)
+	j.denied = j.denied || denied
+	j.opened = opened && (first || j.opened)
+}
+
+// look returns what is known of the caller and the record's patients, for a purpose. A missing relationship is always looked up, so that a
+// new one works at once; fresh says that the relationship matters.
+func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose string, fresh bool) (judged, error) {
+	// The epochs are read before the storage is asked: an answer that a change overtakes is kept under the old epochs, where
 	// nobody finds it.
-	epoch, now := a.epoch.Load(), a.clock()
+	epochs, now, wall := a.epochs.Load(), a.clock(), a.now()
+	who := actor(p)
 	leased := a.leased(now)
-	var all Fact
+	var all judged
 	if leased {
 		known := true
-		for i, patient := range patients {
-			f, ok := a.known.recall(about{who, patient, epoch}, now)
-			if !ok {
+		for i, patient := range r.Patients {
+			f := a.known.recall(about{who, patient}, epochs, now)
+			if f == nil {
 				known = false
 				break
 			}
-			all = join(all, f, i == 0)
+			all.add(f, &r, purpose, wall, i == 0)
 		}
-		if known && (!fresh || all.Related != "") {
+		if known && (!fresh || all.related != "") {
 			a.hits.Add(1)
 			return all, nil
 		}
 	}
 	a.misses.Add(1)
-	facts, err := a.storage.Facts(ctx, who, patients)
+	facts, err := a.storage.Facts(ctx, who, r.Patients)
 	if err != nil {
-		return Fact{}, err
+		return judged{}, err
 	}
-	if len(facts) != len(patients) {
-		return Fact{}, fmt.Errorf("storage told %d facts about %d patients", len(facts), len(patients))
+	if len(facts) != len(r.Patients) {
+		return judged{}, fmt.Errorf("storage told %d facts about %d patients", len(facts), len(r.Patients))
 	}
-	wall := a.now()
-	for i, f := range facts {
-		all = join(all, f, i == 0)
+	all, wall = judged{}, a.now()
+	for i := range facts {
+		f := &facts[i]
+		all.add(f, &r, purpose, wall, i == 0)
 		life := factLife
 		if !f.Until.IsZero() {
 			life = min(life, f.Until.Sub(wall))
 		}
 		if leased && life > 0 && (!fresh || f.Related != "") {
-			a.known.remember(about{who, patients[i], epoch}, f, now, life)
+			a.known.remember(about{who, r.Patients[i]}, *f, epochs, now, life)
 		}
 	}
 	return all, nil
-}
-
-// join adds what is known of one more patient of a record.
-func join(all, f Fact, first bool) Fact {
-	if first {
-		return f
-	}
-	if all.Related == "" {
-		all.Related = f.Related
-	}
-	all.Denied = all.Denied || f.Denied
-	all.Opened &= f.Opened
-	return all
 }

@@ -60,7 +60,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 	if len(rows[0].Patients) > 0 {
 		a.patient = rows[0].Patients[0]
 	}
-	if e := a.admit(ctx, a.verb.letter, a.ref.Type, rows[0].Patients, notFound); e != nil {
+	if e := a.admit(ctx, a.verb.letter, a.ref.Type, rows[0].Patients, rows[0].Segment, notFound); e != nil {
 		return nil, e
 	}
 	if rows[0].Erased && !a.confined() {
@@ -89,7 +89,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 			}
 			continue
 		}
-		if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
+		if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, row.Segment, notFound); e != nil {
 			if e.Kind == Unavailable {
 				return nil, e
 			}

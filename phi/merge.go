@@ -235,7 +235,7 @@ func (m *mover) authorised(ctx context.Context, work func(*mover, context.Contex
 			return nil, e
 		}
 		whole := !m.confined() // a merge moves all that is in a chart, and a part of it cannot be moved
-		if e := m.admit(ctx, auth.Read, "Patient", []string{id}, notFound); e != nil {
+		if e := m.admit(ctx, auth.Read, "Patient", []string{id}, segmentGeneral, notFound); e != nil {
 			return nil, e
 		}
 		if !whole || m.confined() {

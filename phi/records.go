@@ -209,7 +209,7 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 		a.patient = row.Patients[0]
 	}
 	// Existence is not for everybody to know: outside the caller's patients a record looks like none.
-	if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, notFound); e != nil {
+	if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, row.Segment, notFound); e != nil {
 		return nil, e
 	}
 	if row.Erased && !a.confined() {
@@ -425,5 +425,6 @@ type Param struct{ Name, Value string }
 type Written struct {
 	*Resource // as the caller may see it; without JSON after a delete, or when the caller may write but not read
 	Created   bool
-	Unchanged bool // conditional create that matched, or an import of what was there already
+	Unchanged bool         // conditional create that matched, or an import of what was there already
+	Warnings  []fhir.Issue // e.g. what of a Consent is not applied
 }

@@ -361,6 +361,7 @@ func (a *attempt) narrow(ctx context.Context, q *query) *Error {
 		return e
 	}
 	q.sel.Patient, q.sel.Practitioner, q.sel.Named = filter.Patient, filter.Practitioner, belongs(a.ref.Type)
+	q.sel.Gates = &filter
 	if !filter.All && filter.Patient == "" && filter.Practitioner == "" {
 		return a.overrule(denied())
 	}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/chartkeep/chartkeep/auth"
 )
 
 // UUID is a random (version 4) UUID: a row or a key subject. It never carries a time.
@@ -68,16 +70,15 @@ type Token struct {
 	Value [16]byte
 }
 
-// Treatment is a treatment relationship that a record states.
-type Treatment struct{ Practitioner, Patient string }
-
 // Write is one new version of a record.
 type Write struct {
 	Sealed
-	Expect  int64       // version that must be current; 0: the record must not exist in any version
-	Tokens  []Token     // replace the record's tokens
-	IndexID uint32      // generation of index keys under which the tokens were minted
-	Treats  []Treatment // replace the relationships that the record states
+	Expect  int64              // version that must be current; 0: the record must not exist in any version
+	Tokens  []Token            // replace the record's tokens
+	IndexID uint32             // generation of index keys under which the tokens were minted
+	Treats  []Treatment        // replace the relationships that the record states
+	Consent string             // of a Consent that is applied: its patient
+	Rules   []auth.ConsentRule // of that Consent; they replace those that the record had
 	NewKeys []WrappedKey
 }
 
@@ -106,6 +107,10 @@ type Selection struct {
 	Practitioner string
 	Patient      string
 	Named        bool // with either of them, records that name no patient are left out too
+
+	// Gates leaves out what consents of patients deny, and segments that are not open, as its fields Actor to Closed and its purpose say.
+	// Nil leaves out nothing.
+	Gates *auth.Filter
 }
 
 // Errors of Storage. Any other error means that the storage is not available now.

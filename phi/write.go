@@ -39,6 +39,8 @@ type change struct {
 	under    *UUID   // the subject that a merge moves a patient to; nil: the patient's own
 	fresh    bool    // under is new, and comes with these changes
 
+	consent consenting // of a Consent
+
 	write Write
 	plain [NumClasses][]byte
 	aead  cipher.AEAD
@@ -386,7 +388,7 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 
 // reachable decides about the version that a change replaces or removes.
 func (a *attempt) reachable(ctx context.Context, c *change) *Error {
-	if e := a.admit(ctx, c.verb.letter, c.ref.Type, c.current.Patients, notFound); e != nil {
+	if e := a.admit(ctx, c.verb.letter, c.ref.Type, c.current.Patients, c.current.Segment, notFound); e != nil {
 		return e
 	}
 	if !a.view.full() {
@@ -406,6 +408,10 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 			return fail(Unprocessable, "not-found", "the patient that is referred to is not one of this server's").at(at)
 		}
 	}
+	// What may be written need not be for the writer to read: of new content it is not asked whether its segment is open.
+	if e := a.checkConsent(c); e != nil {
+		return e
+	}
 	// One patient of several is enough to see a record, not to put it into the charts of the others: each that the version
 	// before did not name is decided about.
 	if len(c.patients) > 1 {
@@ -413,12 +419,12 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 			if c.current != nil && slices.Contains(c.current.Patients, patient) {
 				continue
 			}
-			if e := a.admit(ctx, letter, c.ref.Type, []string{patient}, denied); e != nil {
+			if e := a.admit(ctx, letter, c.ref.Type, []string{patient}, segmentGeneral, denied); e != nil {
 				return e
 			}
 		}
 	}
-	e := a.admit(ctx, letter, c.ref.Type, c.patients, denied)
+	e := a.admit(ctx, letter, c.ref.Type, c.patients, segmentGeneral, denied)
 	if e != nil && e.Kind == Denied && len(c.patients) == 0 && belongs(c.ref.Type) {
 		return fail(Unprocessable, "required", "a record of this type must refer to its patient, as Patient/id").at(c.ref.Type)
 	}
@@ -493,6 +499,9 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard
 		}
 		active = append(active, c)
 		events = append(events, a.intend(c, updated)...)
+		if c.ref.Type == consentType {
+			events = append(events, a.tellConsent(c, updated))
+		}
 	}
 	if len(active) == 0 {
 		if len(changes) == 1 && changes[0].same { // a delete of what is deleted already is an event all the same
@@ -619,7 +628,9 @@ func (c *change) fill(updated time.Time) {
 	if c.resource == nil {
 		c.patients = c.current.Patients
 	} else {
-		w.Treats = treatments(c.resource)
+		w.Treats = treatments(c.resource, updated)
+		c.consent = consentOf(c.resource)
+		w.Consent, w.Rules = c.consent.patient, c.consent.rules
 		c.plain = split(c.resource)
 	}
 	w.Patients = c.patients
@@ -697,7 +708,7 @@ func (a *attempt) written(ctx context.Context, c *change) (*Written, *Error) {
 	if err != nil {
 		return nil, a.broken(ctx, s, err)
 	}
-	return &Written{Resource: a.render(s, elements), Created: c.current == nil || c.current.Deleted()}, nil
+	return &Written{Resource: a.render(s, elements), Created: c.current == nil || c.current.Deleted(), Warnings: c.consent.warnings()}, nil
 }
 
 // forget clears what was sealed, when it is stored and whoever may see it has been shown it.
@@ -725,44 +736,6 @@ func (a *attempt) showExisting(ctx context.Context, c *change) (*Resource, *Erro
 		return nil, precondition("duplicate", "the condition of the create does not hold")
 	}
 	return res, e
-}
-
-// treatments derives what a record says about who treats whom. The patient treated is the subject: others whom the record
-// names (a relative in the care team) are not treated by it.
-func treatments(r *fhir.Resource) []Treatment {
-	var path string
-	switch r.Type {
-	case "Encounter":
-		path = "#.individual.reference"
-	case "CareTeam":
-		path = "#.member.reference"
-	default:
-		return nil
-	}
-	var members []gjson.Result
-	patient := ""
-	for _, e := range r.Elements {
-		switch e.Name {
-		case "subject":
-			patient, _ = patientReference(gjson.GetBytes(e.Raw, "reference").String())
-		case "status":
-			switch gjson.ParseBytes(e.Raw).String() {
-			case "cancelled", "entered-in-error", "inactive", "suspended", "proposed":
-				return nil
-			}
-		case "participant":
-			members = gjson.GetBytes(e.Raw, path).Array()
-		}
-	}
-	var treats []Treatment
-	for _, m := range members {
-		id, ok := strings.CutPrefix(m.String(), "Practitioner/")
-		id, _, _ = strings.Cut(id, "/_history/")
-		if ok && fhir.ValidID(id) && fhir.ValidID(patient) {
-			treats = append(treats, Treatment{Practitioner: id, Patient: patient})
-		}
-	}
-	return treats
 }
 
 // newUUID makes a random (version 4) UUID.

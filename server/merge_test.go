@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 )
 
@@ -178,7 +179,7 @@ func TestMerge(t *testing.T) {
 		"participant":[{"individual":{"reference":"Practitioner/dr-merge"}}]`)
 	both := phi.Ref{Type: "Appointment", ID: "other-a"}
 	c.put(both, `"status":"booked","participant":[{"actor":{"reference":"Patient/other"},"status":"accepted"},{"actor":{"reference":"Patient/src"},"status":"accepted"}]`)
-	if err := c.db.Auth().Grant(c.ctx, "dr-granted", "src", "ticket 1", "admin"); err != nil {
+	if err := c.db.Auth().Grant(c.ctx, auth.Relationship{Practitioner: "dr-granted", Patient: "src", Reason: "ticket 1", By: "admin"}); err != nil {
 		t.Fatal(err)
 	}
 	before := map[phi.Ref]string{}

@@ -213,7 +213,7 @@ func (s *Storage) Erase(_ context.Context, id phi.UUID, by string, subject phi.U
 	}
 	for ref, versions := range s.records {
 		if w := *s.current(ref); w.Subject == subject {
-			w.Tokens, w.Treats = nil, nil
+			w.Tokens, w.Treats, w.Consent, w.Rules = nil, nil, "", nil
 			versions[len(versions)-1] = &w
 		}
 	}

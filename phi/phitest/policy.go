@@ -36,7 +36,7 @@ func Policy() auth.Policy {
 	for _, c := range [][2]string{
 		{"officer", "audit:read"}, {"officer", "latency:read"}, {"security", "audit:read"}, {"security", "latency:read"}, {"security", "metrics:read"},
 		{"officer", "erasure:read"}, {"officer", "erasure:request"},
-		{"officer", "erasure:approve"}, {"assessor", "audit:read-aliased"}, {"admin", "erasure:read"}, {"admin", "erasure:approve"}, {"registrar", "patient:merge"}, {"backend", "patient:merge"}, {"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"},
+		{"officer", "erasure:approve"}, {"assessor", "audit:read-aliased"}, {"admin", "erasure:read"}, {"admin", "erasure:approve"}, {"registrar", "patient:merge"}, {"backend", "patient:merge"}, {"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"}, {"admin", "relationships:read"}, {"officer", "relationships:read"},
 		{"admin", "assignment:write"}, {"officer", "policy:read"}, {"officer", "policy:approve"}, {"officer", "assignment:approve"},
 		{"security", "policy:read"}, {"security", "policy:approve"}, {"security", "assignment:approve"},
 	} {

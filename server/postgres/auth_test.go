@@ -123,7 +123,7 @@ func TestRelationships(t *testing.T) {
 			return s.Commit(ctx, []phi.Write{w}, nil)
 		}
 	}
-	grant := func() error { return a.Grant(ctx, "rivera", "p-1", "ticket-1", "admin-root") }
+	grant := func() error { return a.Grant(ctx, auth.Relationship{Practitioner: "rivera", Patient: "p-1", Reason: "ticket-1", By: "admin-root"}) }
 	ungrant := func() error { return a.Ungrant(ctx, "rivera", "p-1", "admin-root") }
 	for _, step := range []struct {
 		name    string
@@ -164,8 +164,8 @@ func TestRelationships(t *testing.T) {
 			expect(t, woken, 0)
 		}
 		after, err := a.Epochs(ctx)
-		if err != nil || (after.Relationship > before.Relationship) != step.changed || after.Relationship < before.Relationship {
-			t.Errorf("%s: epoch went from %d to %d (%v)", step.name, before.Relationship, after.Relationship, err)
+		if err != nil || (after != before) != step.changed || after.Consent != before.Consent {
+			t.Errorf("%s: epochs went from %v to %v (%v)", step.name, before, after, err)
 		}
 		facts, err := a.Facts(ctx, auth.Actor{Practitioner: "rivera"}, []string{"p-0", "p-1"})
 		if err != nil || len(facts) != 2 || facts[0].Related != "" || facts[1].Related != step.source {
@@ -175,7 +175,7 @@ func TestRelationships(t *testing.T) {
 	if facts, err := a.Facts(ctx, auth.Actor{Practitioner: "chen"}, []string{"p-1"}); err != nil || facts[0].Related != "" {
 		t.Errorf("a stranger is related: %+v, %v", facts, err)
 	}
-	if err := a.Grant(ctx, "chen", "p-1", "", ""); err == nil {
+	if err := a.Grant(ctx, auth.Relationship{Practitioner: "chen", Patient: "p-1"}); err == nil {
 		t.Error("a grant by nobody was taken")
 	}
 }

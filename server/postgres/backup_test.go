@@ -25,7 +25,7 @@ func TestEveryTableIsBackedUp(t *testing.T) {
 		"role":          "policy: migrations make it, pg_dump keeps what was changed",
 		"permission":    "policy",
 		"capability":    "policy",
-		"role_conflict": "policy", "role_assignment": "policy", "policy_setting": "policy", "policy_proposal": "policy",
+		"role_conflict": "policy", "role_assignment": "policy", "policy_setting": "policy", "policy_proposal": "policy", "treatment_source": "policy",
 		"policy_version": "policy: the restored database begins its own history",
 
 		"issuer_publication": "fetched anew from the issuers",

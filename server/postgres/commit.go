@@ -40,6 +40,7 @@ func (s *recordStorage) Commit(ctx context.Context, writes []phi.Write, guards [
 	queueRecords(batch, ordered, &conflict)
 	queueIndexes(batch, ordered)
 	queueTreatments(batch, ordered)
+	queueConsents(batch, ordered)
 	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 		return bare("writing records", err)
 	}
@@ -337,45 +338,4 @@ func queueIndexes(batch *pgx.Batch, writes []phi.Write) {
 			SELECT * FROM unnest($1::smallint[], $2::bytea[], $3::text[], $4::text[]) ON CONFLICT DO NOTHING`,
 			kinds, tokens, tokenTypes, tokenIDs)
 	}
-}
-
-// bumpRelationships advances the epoch's shards of the practitioners in a CTE "changed" and tells the listeners; when
-// nothing changed it does neither, because a NOTIFY makes commits queue up. Shards are locked in order.
-const bumpRelationships = `
-	locked AS (SELECT shard FROM authz_epoch WHERE scope = 'relationship'
-		AND shard IN (SELECT abs(hashtext(practitioner) % 16) FROM changed) ORDER BY shard FOR UPDATE),
-	bumped AS (UPDATE authz_epoch e SET n = n + 1 FROM locked WHERE e.scope = 'relationship' AND e.shard = locked.shard RETURNING 1)
-	SELECT pg_notify('chartkeep_authz', 'relationship') FROM (SELECT FROM bumped LIMIT 1) b`
-
-// queueTreatments replaces the relationships that the records state. It comes last: the epoch's rows are locked only as
-// long as the commit takes.
-func queueTreatments(batch *pgx.Batch, writes []phi.Write) {
-	var practitioners, patients, types, ids []string
-	var oldTypes, oldIDs []string
-	for i := range writes {
-		w := &writes[i]
-		if w.Expect != 0 {
-			oldTypes, oldIDs = append(oldTypes, w.Type), append(oldIDs, w.ID)
-		}
-		if w.Deleted() {
-			continue
-		}
-		for _, t := range w.Treats {
-			practitioners, patients = append(practitioners, t.Practitioner), append(patients, t.Patient)
-			types, ids = append(types, w.Type), append(ids, w.ID)
-		}
-	}
-	if len(practitioners) == 0 && len(oldIDs) == 0 {
-		return
-	}
-	batch.Queue(`WITH stated AS (
-			SELECT DISTINCT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) s(practitioner, patient, type, id)),
-		gone AS (DELETE FROM treatment t USING unnest($5::text[], $6::text[]) w(type, id)
-			WHERE t.type = w.type AND t.id = w.id AND t.type <> '' AND NOT EXISTS (SELECT FROM stated s
-				WHERE s.practitioner = t.practitioner AND s.patient = t.patient AND s.type = t.type AND s.id = t.id)
-			RETURNING t.practitioner),
-		come AS (INSERT INTO treatment (practitioner, patient, source, type, id)
-			SELECT practitioner, patient, type, type, id FROM stated ON CONFLICT DO NOTHING RETURNING practitioner),
-		changed AS (SELECT practitioner FROM gone UNION SELECT practitioner FROM come),`+bumpRelationships,
-		practitioners, patients, types, ids, oldTypes, oldIDs)
 }

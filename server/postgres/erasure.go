@@ -274,6 +274,7 @@ func destroy(ctx context.Context, tx pgx.Tx, e *phi.Erasure, scope *phi.ErasureS
 	batch.Queue(`INSERT INTO phi_erased (subject, patient, erasure) SELECT s, $2::text, $3::uuid FROM unnest($1::uuid[]) s
 		UNION SELECT source_subject, $2::text, $3::uuid FROM phi_merge WHERE state = 'merged' AND source = ANY ($4)`, subjects, e.Patient, [16]byte(e.ID), scope.Patients)
 	batch.Queue(`WITH changed AS (DELETE FROM treatment t WHERE `+treatmentOf+` RETURNING t.practitioner),`+bumpRelationships, subjects, scope.Patients)
+	batch.Queue(`WITH changed AS (DELETE FROM consent_rule WHERE patient = ANY ($1) RETURNING patient),`+bumpConsents, scope.Patients)
 	return tx.SendBatch(ctx, batch).Close()
 }
 

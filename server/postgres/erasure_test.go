@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 )
 
@@ -31,7 +32,7 @@ func chartOf(t testing.TB, db *DB, patient string) (subject phi.UUID) {
 			t.Fatal(err)
 		}
 	}
-	if err := db.Auth().Grant(t.Context(), "dr-2", patient, "ticket 1", "admin"); err != nil {
+	if err := db.Auth().Grant(t.Context(), auth.Relationship{Practitioner: "dr-2", Patient: patient, Reason: "ticket 1", By: "admin"}); err != nil {
 		t.Fatal(err)
 	}
 	return subject

@@ -142,8 +142,8 @@ func (s *mergeStorage) BeginMerge(ctx context.Context, m *phi.Merge) error {
 			[16]byte(m.SourceSubject), [16]byte(m.TargetSubject), m.TargetVersion, string(m.State), m.By, m.Begun); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `WITH changed AS (INSERT INTO treatment (practitioner, patient, source, type, id, reason, granted_by, granted_at)
-			SELECT practitioner, $2, source, '', '', $3, granted_by, granted_at FROM treatment WHERE patient = $1 AND source = 'grant'
+		_, err := tx.Exec(ctx, `WITH changed AS (INSERT INTO treatment (practitioner, patient, source, type, id, reason, granted_by, granted_at, starts, ends)
+			SELECT practitioner, $2, source, '', '', $3, granted_by, granted_at, starts, ends FROM treatment WHERE patient = $1 AND source = 'grant'
 			ON CONFLICT DO NOTHING RETURNING practitioner),`+bumpRelationships, m.Source, m.Target, mergeReason(m.ID))
 		return err
 	})

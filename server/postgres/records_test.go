@@ -317,7 +317,7 @@ func TestLikeMemory(t *testing.T) {
 	keyed(t, db)
 	admin := connect(t, name, "")
 	ids := rapid.SampledFrom([]string{"a", "b", "C", "d-1", "d.2"})
-	types := rapid.SampledFrom([]string{"Patient", "Observation", "Practitioner"})
+	types := rapid.SampledFrom([]string{"Patient", "Encounter", "Consent"})
 	people := rapid.SampledFrom([]string{"a", "b", "C"})
 	doctors := rapid.SampledFrom([]string{"rivera", "chen"})
 	token := rapid.Custom(func(t *rapid.T) phi.Token {
@@ -325,7 +325,7 @@ func TestLikeMemory(t *testing.T) {
 	})
 	rapid.Check(t, func(r *rapid.T) {
 		ctx := t.Context()
-		if _, err := admin.Exec(ctx, `TRUNCATE record, record_version, record_patient, index_token, treatment, phi_key`); err != nil {
+		if _, err := admin.Exec(ctx, `TRUNCATE record, record_version, record_patient, index_token, treatment, consent_rule, phi_key`); err != nil {
 			r.Fatal(err)
 		}
 		memory, stored := phitest.NewStorage(), db.Records()
@@ -418,7 +418,7 @@ func TestLikeMemory(t *testing.T) {
 				sameRows(fmt.Sprintf("Search %+v", sel), a, b)
 			}
 		}
-		for _, kind := range []string{"Patient", "Observation", "Practitioner"} {
+		for _, kind := range []string{"Patient", "Encounter", "Consent"} {
 			for _, id := range []string{"a", "b", "C", "d-1", "d.2"} {
 				ref := phi.Ref{Type: kind, ID: id}
 				before, limit := int64(rapid.IntRange(0, 3).Draw(r, "before")), rapid.IntRange(1, 4).Draw(r, "versions")

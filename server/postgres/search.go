@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 )
 
@@ -56,12 +57,15 @@ func searchSQL(columns string, sel phi.Selection) (string, []any) {
 			orNobodys, unionNobodys = ``, ``
 		}
 		if len(sets) == 0 {
-			sets = append(sets, `SELECT p.id FROM (SELECT patient FROM treatment WHERE practitioner = `+param(sel.Practitioner)+
+			sets = append(sets, `SELECT p.id FROM (SELECT patient FROM treating WHERE practitioner = `+param(sel.Practitioner)+
 				unionNobodys+`) w JOIN record_patient p USING (patient) WHERE p.type = $1 AND p.id > $2`)
 		} else {
-			where.WriteString(` AND (` + orNobodys + `EXISTS (SELECT FROM treatment t
+			where.WriteString(` AND (` + orNobodys + `EXISTS (SELECT FROM treating t
 				WHERE t.practitioner = ` + param(sel.Practitioner) + ` AND t.patient = ANY (r.patients)))`)
 		}
+	}
+	if sel.Gates != nil {
+		where.WriteString(gatesSQL(sel.Type, sel.Gates, param))
 	}
 	if !sel.UpdatedFrom.IsZero() {
 		where.WriteString(` AND r.updated >= ` + param(sel.UpdatedFrom))
@@ -81,6 +85,35 @@ func searchSQL(columns string, sel phi.Selection) (string, []any) {
 	}
 	return with + `SELECT ` + columns + ` FROM ` + from + `
 		WHERE r.type = $1 AND r.id > $2 AND r.method <> 'DELETE'` + where.String() + ` ORDER BY r.id LIMIT $3`, args
+}
+
+// gatesSQL is auth.JudgeConsents and auth.SegmentSet for a row r, as a condition: one deny of any of its patients, without a permit
+// of the same Consent that is nested deeper, keeps it out; a segment is open by role, or when a Consent of each of its patients opens it.
+func gatesSQL(resourceType string, g *auth.Filter, param func(any) string) string {
+	open := append((g.Segments &^ g.Closed).Numbers(), int32(auth.SegmentGeneral))
+	byRole := `r.segment = ANY (` + param(open) + `::integer[])`
+	if g.Exempt {
+		return ` AND ` + byRole
+	}
+	about := concerned(g.Actor)
+	if resourceType == "Consent" {
+		about = about[1:]
+	}
+	who, purpose := param(about), param(g.Purpose)
+	rule := func(c string) string {
+		return c + `.actor = ANY (` + who + `::text[]) AND (` + c + `.segments = '{}' OR r.segment = ANY (` + c + `.segments)) AND (` +
+			c + `.purposes = '{}' OR ` + purpose + `::text = ANY (` + c + `.purposes)) AND ` + c + `.starts <= now() AND now() < ` + c + `.ends`
+	}
+	overruled := func(by string) string {
+		return `NOT EXISTS (SELECT FROM consent_rule x WHERE x.patient = c.patient AND x.consent = c.consent AND ` + by + ` AND ` + rule("x") + `)`
+	}
+	return ` AND NOT EXISTS (SELECT FROM consent_rule c WHERE c.patient = ANY (r.patients) AND NOT c.permit AND ` + rule("c") + ` AND ` +
+		overruled(`x.permit AND x.depth > c.depth`) + `)
+		AND (` + byRole + ` OR r.patients <> '{}' AND r.segment <> ALL (` + param(g.Closed.Numbers()) + `::integer[])
+			AND NOT EXISTS (SELECT FROM unnest(r.patients) w(patient) WHERE NOT EXISTS (SELECT FROM consent_rule c
+				WHERE c.patient = w.patient AND c.permit AND r.segment = ANY (c.segments)
+					AND (r.segment <> ` + strconv.Itoa(int(auth.SegmentPsychotherapy)) + ` OR c.actor <> '') AND ` + rule("c") + ` AND ` +
+		overruled(`NOT x.permit AND x.depth >= c.depth`) + `)))`
 }
 
 // onlyToken is the token that a selection goes by when that is all that narrows it down; nil otherwise.
