@@ -65,6 +65,7 @@ type attempt struct {
 	ref      Ref
 	version  int64
 	patient  string // whom the record concerns, as soon as that is known
+	segment  auth.Segment
 	decision auth.Decision
 	view     view
 	confines []confine // what the token's scopes leave of the type; none is all of it
@@ -128,10 +129,11 @@ func (a *attempt) permit(letter auth.Interaction, resourceType string) *Error {
 
 // admit decides about a record by the patients it belongs to and the segment it is in.
 func (a *attempt) admit(ctx context.Context, letter auth.Interaction, resourceType string, patients []string, segment uint16, refusal func() *Error) *Error {
+	a.segment = auth.Segment(segment)
 	since := a.clock()
 	a.decision = a.access.Check(ctx, a.caller.Principal, auth.Request{
 		Interaction: letter, Type: resourceType, Patients: patients, Purpose: a.caller.Purpose,
-		Stray: len(patients) == 0 && belongs(resourceType), Segment: auth.Segment(segment),
+		Stray: len(patients) == 0 && belongs(resourceType), Segment: a.segment,
 	})
 	a.trace.Decision += a.clock() - since
 	return a.decided(resourceType, refusal)
@@ -162,6 +164,32 @@ func (a *attempt) overrule(refusal *Error) *Error {
 	return refusal
 }
 
+// found is what the decision was made from, as far as it does not say so itself; nil when that is nothing. What is found every day is
+// encoded once.
+func (a *attempt) found() []byte {
+	f := audit.AccessFacts{Related: a.decision.Related}
+	if a.segment != auth.SegmentGeneral {
+		f.Segment = a.segment.String()
+	}
+	if f == (audit.AccessFacts{}) {
+		return nil
+	}
+	if b, ok := a.usual[f]; ok {
+		return b
+	}
+	return f.Encode()
+}
+
+// usualFacts are encoded beforehand.
+func usualFacts() map[audit.AccessFacts][]byte {
+	m := map[audit.AccessFacts][]byte{}
+	for _, related := range []string{"Encounter", "CareTeam", "EpisodeOfCare", "grant"} {
+		f := audit.AccessFacts{Related: related}
+		m[f] = f.Encode()
+	}
+	return m
+}
+
 // told is an event and what it names first: one allocation, since they live and die together.
 type told struct {
 	audit.Event
@@ -182,6 +210,7 @@ func (a *attempt) event(outcome audit.Outcome, ref Ref, version int64, patients 
 			View: a.decision.View, Policy: a.decision.Policy,
 		},
 		RequestID: a.caller.RequestID,
+		Detail:    a.found(),
 		Timing: audit.Timing{
 			Total: micros(a.clock()), Auth: micros(a.caller.AuthTook), Decision: micros(a.trace.Decision),
 			Database: micros(a.trace.Database), Crypto: micros(a.trace.Crypto), Audit: micros(a.trace.Audit),

@@ -62,6 +62,7 @@ type Records struct {
 	logger  *slog.Logger
 	now     func() time.Time
 	alarm   alarm
+	usual   map[audit.AccessFacts][]byte // see found
 
 	indexes  atomic.Pointer[generations]
 	learning chan struct{} // held by who asks for the index generations
@@ -77,7 +78,7 @@ type Records struct {
 func Open(ctx context.Context, cfg Config) (*Records, error) {
 	r := &Records{
 		storage: cfg.Storage, keys: cfg.Keys, access: cfg.Access, log: cfg.Audit, level: cfg.Level, logger: cfg.Logger,
-		now: cfg.Now, unique: cfg.UniqueIdentifiers, learning: make(chan struct{}, 1), lease: cfg.IndexLease, memory: sync.Pool{New: func() any { return new([]byte) }},
+		now: cfg.Now, unique: cfg.UniqueIdentifiers, learning: make(chan struct{}, 1), lease: cfg.IndexLease, usual: usualFacts(), memory: sync.Pool{New: func() any { return new([]byte) }},
 	}
 	if r.level.Disclosure == 0 {
 		r.level.Disclosure = audit.Power

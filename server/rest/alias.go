@@ -32,9 +32,9 @@ const (
 	kindRequest kind = "request"
 )
 
-// kindOf is the kind of a record's id. An event of the trail, a key and what a scope says are nobody.
+// kindOf is the kind of a record's id. An event of the trail, a key, emergency access and what a scope says are nobody.
 func kindOf(entityType string) kind {
-	if entityType == "AuditEvent" || entityType == "key" || entityType == "scope" {
+	if entityType == "AuditEvent" || entityType == "key" || entityType == "scope" || entityType == audit.EntityEmergency {
 		return kindNone
 	}
 	return kind(strings.ToLower(entityType))

@@ -52,7 +52,7 @@ func (c *call) event() error {
 	}
 	e := &stored.Event
 	j := inspectionJSON{eventJSON: c.lens().newEventJSON(stored), FHIR: fhirBase + "/AuditEvent/" + e.ID.String()}
-	j.Why = explain(&j.eventJSON)
+	j.Why = explain(&j.eventJSON, foundOf(e))
 	if j.Took, err = c.took(stored); err != nil {
 		return err
 	}

@@ -47,8 +47,9 @@ type Config struct {
 	Erasures      *phi.Erasures     // nil: /v1/erasures answers 501
 	Emergencies   Emergencies       // nil: /v1/emergency-access answers 501
 	Emergency     auth.EmergencyLimits
-	Alerts        Alerts      // nil: /v1/alerts answers 501
-	Merges        *phi.Merges // nil: Patient/$merge and Patient/$unmerge answer 501
+	History       PolicyHistory // nil: decisions are explained from their events alone
+	Alerts        Alerts        // nil: /v1/alerts answers 501
+	Merges        *phi.Merges   // nil: Patient/$merge and Patient/$unmerge answer 501
 
 	Issuer Issuer // endpoints that smart-configuration and the capability statement name
 

@@ -123,6 +123,7 @@ func (s *Server) table() []route {
 		{del, v + "/emergency-access/:id", own("emergency:revoke"), "emergency-end", false, (*call).endEmergency},
 		{post, v + "/emergency-access/:id/approval", may("emergency:approve"), "emergency-decide", false, (*call).decideEmergency},
 		{post, v + "/emergency-access/:id/review", may("emergency:review"), "emergency-review", false, (*call).reviewEmergency},
+		{get, v + "/decisions/:id", may("audit:read"), "decision-read", false, (*call).decision},
 		{get, v + "/alerts", may("alerts:read"), "alert-list", false, (*call).alerts},
 		{post, v + "/alerts/:id/state", may("alerts:write"), "alert-update", false, (*call).moveAlert},
 
