@@ -84,6 +84,7 @@ func counted(t *testing.T, conn *pgx.Conn, sql string) (n int64) {
 
 // TestBackupVerbs backs data and keys up apart, restores both into another database, and tries every backup that must be refused.
 func TestBackupVerbs(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "4")
 	backend := d.token(t, "app-backend")
 	var found struct {
@@ -253,6 +254,7 @@ func addField(b []byte) []byte { return bytes.Replace(b, []byte(`{`), []byte(`{"
 
 // TestDrill rehearses a restore on a running demo, and again when the restore is spoiled.
 func TestDrill(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "3")
 	out := filepath.Join(t.TempDir(), "drill.json")
 	if _, errs, code := d.verb(t, "keys", "drill", "--data", d.dir, "--out", out); code != 0 {
@@ -315,6 +317,7 @@ func TestDrill(t *testing.T) {
 
 // A drill that is killed leaves data and keys side by side; the next one takes them away, and leaves those of one that still runs.
 func TestDrillKilled(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "1")
 	folder := t.TempDir()
 	for _, running := range []bool{false, true} {
@@ -368,6 +371,7 @@ func TestDrillKilled(t *testing.T) {
 // Experiment 12, second half, as in production: after the epoch's end a backup of the keys from before an erasure opens nothing of
 // the erased patient, and the drill proves it; other patients open.
 func TestDrillAfterEpoch(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "3")
 	dir := t.TempDir()
 	must := func(args ...string) string {
@@ -408,6 +412,7 @@ func TestDrillAfterEpoch(t *testing.T) {
 // Data that was backed up before keys and index keys were rotated: the newest keys open what they can, the restore says what is missing, and
 // with the keys of the data's time everything opens; the index is made anew.
 func TestRestoreAfterRotation(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "3")
 	dir := t.TempDir()
 	must := func(says string, args ...string) {

@@ -29,6 +29,7 @@ func (r epochRoot) Name() string { return r.name }
 // erased, the keys are wrapped anew under the next epoch's root, and the old root is gone. The dump alone opens nothing any more; with
 // today's key tables it opens for everybody but the erased.
 func TestErasedInBackups(t *testing.T) {
+	t.Parallel()
 	dir, err := dataDir()
 	if err != nil {
 		t.Fatal(err)

@@ -147,6 +147,7 @@ func entries(t *testing.T, res answered) []json.RawMessage {
 // The data beside the checkout goes in by the program's own verb; what comes out is what went in; nothing of it can be read at
 // rest. One demo of its own, since it looks at everything that the demo wrote.
 func TestImportedRecords(t *testing.T) {
+	t.Parallel()
 	synthea, uscore := sharedData(t, "synthea"), sharedData(t, "us-core-6.1.0/examples")
 	d := demoFresh(t, "--patients", "2")
 	needles := identifying(t, synthea, uscore)

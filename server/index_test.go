@@ -13,6 +13,7 @@ import (
 // TestIndexAsOperatorsChoose starts a deployment whose names are found together with births only, and by sound, and whose record numbers
 // are unique; then its operator wants prefixes.
 func TestIndexAsOperatorsChoose(t *testing.T) {
+	t.Parallel()
 	dir, err := dataDir()
 	if err != nil {
 		t.Fatal(err)

@@ -159,6 +159,7 @@ func kindOf(err error) phi.Kind {
 
 // TestMerge merges two charts, looks at every place where a record could have stayed behind, undoes it, and looks again.
 func TestMerge(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "1")
 	c := openChart(t, d)
 	c.patient("src", "1")
@@ -485,6 +486,7 @@ func TestMergeOutrun(t *testing.T) {
 
 // TestMergeForged has a superuser write merges into the database: the server moves nothing by them, and says so.
 func TestMergeForged(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "1")
 	c := openChart(t, d)
 	for i, id := range []string{"src", "tgt", "mine"} {
@@ -530,6 +532,7 @@ func mergeBody(source, target, more string) string {
 
 // TestMergeOperation merges over HTTP: who may, what is answered, what the capability statement says.
 func TestMergeOperation(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "1")
 	backend, registrar := d.token(t, "app-backend"), d.token(t, "registrar-lee")
 	put := func(path, body string) {
@@ -593,6 +596,7 @@ func TestMergeOperation(t *testing.T) {
 // TestMergeKilled kills the server while it merges a large chart, starts it again and asks again, until it is done: every version of every
 // record opens at every start, and in the end all are in the target's chart.
 func TestMergeKilled(t *testing.T) {
+	t.Parallel()
 	kills := 2
 	if longForm {
 		kills = 20

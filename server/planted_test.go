@@ -166,6 +166,7 @@ func (s *searched) memory(t *testing.T, dir string) (processes int) {
 // logging each statement with its parameters; keys rotate, patients are merged and erased, everything is backed up and
 // swept. Then nothing that was written anywhere holds one of them, in any form.
 func TestPlantedValues(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "2")
 	ctx := t.Context()
 	admin, err := pgx.Connect(ctx, d.DatabaseURL)

@@ -20,6 +20,7 @@ import (
 // TestShredVerb erases a patient of a running demo from the command line: by two persons, never while a hold stands, for every
 // instance at once, with a certificate that verifies.
 func TestShredVerb(t *testing.T) {
+	t.Parallel()
 	d := demoFresh(t, "--patients", "3")
 	officer, backend := d.token(t, "officer-diaz"), d.token(t, "app-backend")
 	var found struct {
