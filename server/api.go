@@ -33,8 +33,10 @@ type surface struct {
 	mount     map[string]http.Handler // beside the API, e.g. /oauth2 in a demo
 	proxies   []string
 	limits    rest.Limits
-	pprof     bool
-	metrics   net.Listener // separate listener for metrics; nil mounts them beside the API
+
+	certificates rest.ClientCertificates
+	pprof        bool
+	metrics      net.Listener // separate listener for metrics; nil mounts them beside the API
 }
 
 // api is a running HTTP surface over rooms.
@@ -69,6 +71,9 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 	if err != nil {
 		return nil, fmt.Errorf("loading the officers' key: %w", err)
 	}
+	if err := verifier.ShareNonces(key); err != nil {
+		return nil, err
+	}
 	var verified func() (news, whole audit.PatrolReport)
 	if r.patrol != nil {
 		verified = r.patrol.Last
@@ -77,7 +82,7 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 		Base: s.base, Records: s.records, Verifier: verifier, Revocations: r.revoked, Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policies: r.db.Policies(), Erasures: r.erasures, Merges: r.merges,
 		Emergencies: r.db.Auth(), Emergency: s.emergency, Alerts: r.db.Alerts(), History: r.db.Auth(),
 		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Verified: verified, Key: key,
-		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies, Limits: s.limits,
+		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies, ClientCertificates: s.certificates, Limits: s.limits,
 		Checks: map[string]func(context.Context) error{
 			"database":    r.db.Ping,
 			"journal":     func(context.Context) error { return r.log.Healthy() },
@@ -159,11 +164,15 @@ func loopback(addr net.Addr) bool {
 	return ok && tcp.IP.IsLoopback()
 }
 
-// withTLS wraps a listener; TLS 1.2 is the floor (NIST SP 800-52r2).
-func withTLS(l net.Listener, certFile, keyFile string) (net.Listener, error) {
+// withTLS wraps a listener; TLS 1.2 is the floor (NIST SP 800-52r2). more may add to what is demanded of clients.
+func withTLS(l net.Listener, certFile, keyFile string, more func(*tls.Config) error) (net.Listener, error) {
 	cert, err := tls.LoadX509KeyPair(certFile, keyFile)
 	if err != nil {
 		return nil, fmt.Errorf("loading TLS certificate: %w", err)
 	}
-	return tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}), nil
+	cfg := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if err := more(cfg); err != nil {
+		return nil, err
+	}
+	return tls.NewListener(l, cfg), nil
 }

@@ -17,6 +17,8 @@ type serveVerb struct {
 	emergencyFlags `embed:""`
 	limits         `embed:""`
 
+	clientCertificates `embed:""`
+
 	Addr           string   `help:"Address to listen on." default:"127.0.0.1:8443" placeholder:"HOST:PORT"`
 	PublicURL      string   `help:"URL under which clients reach the server, without /fhir/R4; made from --addr when empty." placeholder:"URL"`
 	Issuer         string   `help:"Issuer of access tokens: exact value of iss, its discovery document is read at start." placeholder:"URL"`
@@ -42,6 +44,9 @@ Example: chartkeep serve --database-url postgres://chartkeep@db/chartkeep --data
 func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if (v.TLSCert == "") != (v.TLSKey == "") {
 		return usage("--tls-cert and --tls-key go together")
+	}
+	if err := v.clientCertificates.check(v); err != nil {
+		return err
 	}
 	issuers, err := v.trusts()
 	if err != nil {
@@ -75,7 +80,7 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	scheme := "https"
 	switch {
 	case v.TLSCert != "":
-		if l, err = withTLS(l, v.TLSCert, v.TLSKey); err != nil {
+		if l, err = withTLS(l, v.TLSCert, v.TLSKey, v.demand); err != nil {
 			return err
 		}
 	case v.BehindTLSProxy:
@@ -108,7 +113,7 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 		return errors.Join(err, r.close(ctx))
 	}
 	a, err := startAPI(ctx, r, surface{
-		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), emergency: s.emergency, proxies: v.TrustedProxy, limits: v.limits.rest(), pprof: v.Pprof, metrics: side,
+		base: public + "/fhir/R4", records: r.records, issuer: endpoints, levels: s.levels(), emergency: s.emergency, proxies: v.TrustedProxy, limits: v.limits.rest(), certificates: v.where(), pprof: v.Pprof, metrics: side,
 		verifier: verifier,
 	}, l, log)
 	if err != nil {

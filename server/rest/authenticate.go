@@ -46,10 +46,11 @@ func (c *call) authenticate() error {
 // credentials are what the request shows of its caller, in bytes of the request's. What only a bound token needs is gathered only
 // when it may be there.
 func (c *call) credentials() auth.Credentials {
-	shown := auth.Credentials{Profile: c.profile(), Authorization: c.authorization(), Certificate: c.certificate()}
-	if c.proves(shown.Authorization) {
+	// Fiber has one list for the values of all names: a second question takes the first one's answer away.
+	shown := auth.Credentials{Profile: c.profile(), Certificate: c.certificate()}
+	if shown.Authorization = c.authorization(); c.proves(shown.Authorization) {
 		h := &c.http.Request().Header
-		shown.Authorization = slices.Clone(shown.Authorization) // the header's own list is used for every name
+		shown.Authorization = slices.Clone(shown.Authorization)
 		shown.Proofs = h.PeekAll("DPoP")
 		shown.Method, shown.URL = c.method(), c.s.origin+string(c.http.Request().URI().PathOriginal())
 	}
