@@ -53,9 +53,7 @@ func (v *holdAddVerb) Run(ctx context.Context, t terminal) error {
 	case v.Patient == "":
 		h.To = v.To.AddDate(0, 0, 1) // a last day is a whole one
 	}
-	var id audit.ID
-	rand.Read(id[:])
-	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // RFC 9562 5.4
+	id := newID()
 	h.ID = id
 	return v.onRetention(ctx, t, func(r *rooms, _ *settings, retention *postgres.Retention) error {
 		e := audit.Event{Type: audit.TypePolicy, Interaction: "hold-add", Action: audit.ActionCreate, Patient: v.Patient, Entities: []audit.Entity{{Type: "LegalHold", ID: id.String()}}}
@@ -65,6 +63,13 @@ func (v *holdAddVerb) Run(ctx context.Context, t terminal) error {
 		_, err := fmt.Fprintln(t.out, id)
 		return err
 	})
+}
+
+// newID makes a random id (RFC 9562 5.4).
+func newID() (id audit.ID) {
+	rand.Read(id[:])
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return id
 }
 
 // holdListVerb lists holds.

@@ -8,6 +8,7 @@
 //	chartkeep comply             control checks against the live deployment
 //	chartkeep audit …            the trail: verify, export, prove, witness
 //	chartkeep keys …             the life of keys: list, rotate, rewrap, erase a patient
+//	chartkeep policy …           who may do what: show, diff, test, apply, assign
 //	chartkeep backup, restore    the sealed records, without keys
 //	chartkeep sweep              every stored record against its seal and the trail
 //	chartkeep bench              the compliant path beside the bare floor
@@ -49,6 +50,7 @@ type commandLine struct {
 	Comply  complyVerb  `cmd:"" help:"Run the control checks against the live deployment."`
 	Audit   auditVerb   `cmd:"" help:"The audit trail: verify, export, prove, witness."`
 	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, rewrap, erase a patient."`
+	Policy  policyVerb  `cmd:"" help:"Who may do what: show, diff, test, apply, assign."`
 	Backup  backupVerb  `cmd:"" help:"Write the sealed records, without keys."`
 	Restore restoreVerb `cmd:"" help:"Put a backup of the sealed records into an empty database."`
 	Sweep   sweepVerb   `cmd:"" help:"Hold every stored record against its seal and the audit trail."`

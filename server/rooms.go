@@ -56,7 +56,8 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.log, err = audit.Open(audit.Config{Dir: s.journal, Storage: r.db.Audit(), Keep: s.keep, Logger: log}); err != nil {
 		return nil, fmt.Errorf("opening audit journal: %w", err)
 	}
-	if r.access, err = auth.NewAccess(ctx, auth.AccessConfig{Storage: r.db.Auth(), Logger: log}); err != nil {
+	r.alerts = newAlerts(r)
+	if r.access, err = auth.NewAccess(ctx, auth.AccessConfig{Storage: r.db.Auth(), Logger: log, Alarm: r.policyAlarm}); err != nil {
 		return nil, fmt.Errorf("loading policy: %w", err)
 	}
 	if r.revoked, err = auth.NewRevocations(ctx, auth.RevocationConfig{Logger: log}); err != nil {
@@ -70,7 +71,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	} else if err != nil {
 		return nil, fmt.Errorf("opening records: %w", err)
 	}
-	r.alerts, r.emergencies = newAlerts(r), &emergencyWatch{rooms: r}
+	r.emergencies = &emergencyWatch{rooms: r}
 	r.erasures = newErasures(r, s)
 	r.merges = phi.NewMerges(phi.MergeConfig{Records: r.records, Open: r.db.Merges})
 	if r.sequencer, err = newSequencer(s, r.db, r); err != nil {

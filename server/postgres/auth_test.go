@@ -21,14 +21,17 @@ func TestSeededPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := phitest.Policy()
-	want.Version = got.Version // counts changes, those of migrations among them; held against Epochs below
+	want.Version = got.Version                      // counts changes, those of migrations among them; held against Epochs below
 	for _, p := range []*auth.Policy{&got, &want} { // of permissions only the order within a role counts here, of the others none
 		slices.SortStableFunc(p.Permissions, func(a, b auth.Permission) int { return strings.Compare(a.Role, b.Role) })
 		slices.SortFunc(p.Capabilities, func(a, b auth.Capability) int { return strings.Compare(a.Role+" "+a.Name, b.Role+" "+b.Name) })
 		slices.SortFunc(p.Conflicts, func(a, b auth.Conflict) int { return strings.Compare(a.Role+" "+a.Other, b.Role+" "+b.Other) })
 	}
 	if !reflect.DeepEqual(emptied(got), emptied(want)) {
-		t.Errorf("got  %+v\nwant %+v", got, want)
+		t.Error("the migrations and phitest.Policy do not seed the same:")
+		for _, c := range auth.Compare(auth.NewDocument(want), auth.NewDocument(got)) {
+			t.Error(c.Sign(), c.Text)
+		}
 	}
 	if v, err := policyVersion(t, db); err != nil || v != got.Version {
 		t.Errorf("Epochs: %d, %v; Policy says %d", v, err, got.Version)
@@ -123,7 +126,9 @@ func TestRelationships(t *testing.T) {
 			return s.Commit(ctx, []phi.Write{w}, nil)
 		}
 	}
-	grant := func() error { return a.Grant(ctx, auth.Relationship{Practitioner: "rivera", Patient: "p-1", Reason: "ticket-1", By: "admin-root"}) }
+	grant := func() error {
+		return a.Grant(ctx, auth.Relationship{Practitioner: "rivera", Patient: "p-1", Reason: "ticket-1", By: "admin-root"})
+	}
 	ungrant := func() error { return a.Ungrant(ctx, "rivera", "p-1", "admin-root") }
 	for _, step := range []struct {
 		name    string

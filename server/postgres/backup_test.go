@@ -86,7 +86,7 @@ var phiLike = regexp.MustCompile(`name|birth|born|death|dob|gender|sex|race|ethn
 // Experiment 27: a column that could hold text and is called like PHI is a sealed cell, or is registered here with what it holds.
 func TestColumnsNamedLikePHI(t *testing.T) {
 	registered := map[string]string{
-		"role.name": "of a role", "migration.name": "of a file", "phi_secret.name": "of an organisation's secret", "index_generation.names": "how names are indexed",
+		"role.name": "of a role", "role.description": "of a role", "migration.name": "of a file", "phi_secret.name": "of an organisation's secret", "index_generation.names": "how names are indexed",
 		"audit_event.body": "an event's bytes: references and sealed search text", "audit_quarantine.body": "an event's bytes",
 		"audit_checkpoint.note": "a signed checkpoint", "phi_erasure.certificate": "signed, names pseudonyms",
 		"audit_pruned.note": "a signed record of what was dropped", "capability.name": "of a permission", "policy_setting.name": "of a setting",
