@@ -23,6 +23,7 @@ const (
 	maxMethods  = 16
 	maxAudience = 16
 	maxDepth    = 8 // of JSON in a token; real ones have 2
+	maxListed   = 512 // values in lists that mean nothing here
 )
 
 // refuse is ErrToken with a reason from the source text, never from the token, so that it may be logged.
@@ -85,6 +86,9 @@ func parseHeader(b []byte) (header, error) {
 	if tooDeep(b) {
 		return h, refuse("header is nested too deeply")
 	}
+	if b[0] != '{' || b[len(b)-1] != '}' { // other libraries verify such a header without its padding
+		return h, refuse("header is not an object and nothing else")
+	}
 	if err := json.Unmarshal(b, &h, json.RejectUnknownMembers(true)); err != nil {
 		return h, refuse("header does not parse, or holds more than alg, kid and typ")
 	}
@@ -138,6 +142,9 @@ func (v *Verifier) issuerOf(payload []byte) (*trusted, error) {
 	}
 	if tooDeep(payload) {
 		return nil, refuse("claims are nested too deeply")
+	}
+	if crowded(payload) {
+		return nil, refuse("too many claims")
 	}
 	if err := json.Unmarshal(payload, &peeked); err != nil {
 		return nil, refuse("claims do not parse")
@@ -338,6 +345,29 @@ func isID(s string) bool {
 		}
 	}
 	return true
+}
+
+// maxMembers bounds the names in claims, those in claims that mean nothing here included. A decoder remembers each, to find one that
+// comes twice, and nobody has signed for them yet.
+const maxMembers = 128
+
+// crowded reports whether JSON text holds more members, or more values in lists, than a token has need of.
+func crowded(b []byte) bool {
+	members, values, quoted := 0, 0, false
+	for i := 0; i < len(b); i++ {
+		switch c := b[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == ':':
+			members++
+		case c == ',':
+			values++
+		}
+	}
+	return members > maxMembers || values > maxMembers+maxRoles+maxMethods+maxAudience+maxListed
 }
 
 // tooDeep reports whether JSON text nests deeper than maxDepth, before a parser is let near it.

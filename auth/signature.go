@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -91,17 +92,43 @@ func knownAlgorithms() []string {
 
 // jwkFields are what we read of a key by ourselves (RFC 7517 section 4).
 type jwkFields struct {
-	Type       string   `json:"kty"`
 	ID         string   `json:"kid"`
 	Use        string   `json:"use"`
 	Operations []string `json:"key_ops"`
 	Algorithm  string   `json:"alg"`
+
+	material `json:",inline"`
 
 	// Members of private keys (RFC 7518 sections 6.2.2, 6.3.2, RFC 8037) and of symmetric ones.
 	Private   jsontext.Value `json:"d"`
 	Prime     jsontext.Value `json:"p"`
 	Prime2    jsontext.Value `json:"q"`
 	Symmetric jsontext.Value `json:"k"`
+}
+
+// material are the public members of a key (RFC 7518 sections 6.2.1 and 6.3.1, RFC 8037 section 2).
+type material struct {
+	Type     string `json:"kty"`
+	Curve    string `json:"crv,omitzero"`
+	Modulus  string `json:"n,omitzero"`
+	Exponent string `json:"e,omitzero"`
+	X        string `json:"x,omitzero"`
+	Y        string `json:"y,omitzero"`
+}
+
+// alone is a JSON Web Key of the material and nothing else: the library, which does not care about the case of names and is patient with
+// base64, is not shown what it could take for something else than we have read.
+func (m material) alone() ([]byte, error) {
+	for _, s := range []string{m.Modulus, m.Exponent, m.X, m.Y} {
+		if _, err := base64.RawURLEncoding.Strict().DecodeString(s); err != nil || strings.ContainsAny(s, "\r\n") {
+			return nil, errors.New("key material is not base64url")
+		}
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil, errors.New("key does not parse")
+	}
+	return b, nil
 }
 
 // errLeaked says that an issuer publishes secret key material: worth an alarm.
@@ -121,7 +148,11 @@ func parseKey(raw jsontext.Value, allowed []string) (*key, error) {
 	case !printable(f.ID, maxKeyID):
 		return nil, errors.New("key has no usable kid")
 	}
-	parsed, err := jwk.ParseKey(raw)
+	alone, err := f.alone()
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := jwk.ParseKey(alone)
 	if err != nil {
 		return nil, errors.New("key does not parse")
 	}
