@@ -51,6 +51,8 @@ type verified struct {
 	from      int64         // unix nanoseconds; before it the clock was stepped back, and nothing is known
 	until     int64         // unix nanoseconds: the end of the token or of the time to cache it
 	renewFrom int64         // unix nanoseconds: see renew
+	session   *sessionState // nil when nobody remembers sessions
+	idle      int64         // nanoseconds for which the session may be idle
 	epoch     atomic.Uint64 // revocation epoch under which the principal was last seen alive
 	used      atomic.Bool   // since the clock hand came by
 	renewing  atomic.Bool
@@ -70,7 +72,7 @@ func newVerified(d digest, p *Principal, k *key, now, cached, expires time.Time)
 
 // valid reports whether the entry may still answer. It must stay free of allocations: it is the warm path.
 func (e *verified) valid(now int64, r *Revocations) bool {
-	return now >= e.from && now < e.until && e.stands(r)
+	return now >= e.from && now < e.until && (e.session == nil || now-e.session.last.Load() < e.idle) && e.stands(r)
 }
 
 // stands reports whether neither the token nor its key was taken back since it was verified.

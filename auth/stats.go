@@ -16,13 +16,14 @@ const (
 	StageClaims                     // genuine, and expired, too long-lived, meant for others, or not well formed
 	StageIntrospection              // its issuer says so, or answers with claims that will not do
 	StageRevoked                    // good once
+	StageSession                    // of a session that was idle for too long, or is too old
 
 	stages = iota
 )
 
 // String is the label of metrics.
 func (s Stage) String() string {
-	return [stages]string{"format", "issuer", "key", "signature", "claims", "introspection", "revoked"}[s]
+	return [stages]string{"format", "issuer", "key", "signature", "claims", "introspection", "revoked", "session"}[s]
 }
 
 // progress is how far the verification of a token has come.

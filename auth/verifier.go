@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// Errors of Authenticate, to be tested with errors.Is. ErrToken and ErrNoToken become 401; ErrOverload, ErrKeys and
-// ErrRevocations become 503. Their texts name the check that failed and never quote the token.
+// Errors of Authenticate, to be tested with errors.Is. ErrToken and ErrNoToken become 401; ErrOverload, ErrKeys,
+// ErrRevocations and ErrSessions become 503. Their texts name the check that failed and never quote the token.
 var (
 	ErrNoToken  = errors.New("auth: no bearer token")
 	ErrRequest  = errors.New("auth: malformed authorization request") // 400 invalid_request
@@ -40,6 +40,7 @@ type VerifierConfig struct {
 
 	Publications *Publications // for a start while an issuer does not answer; nil: nothing is kept
 	Revocations  *Revocations  // nil: nothing is revoked
+	Sessions     *Sessions     // nil: no session is ever over, and nobody remembers them
 }
 
 // withDefaults fills in what was left out and refuses what cannot be meant.
@@ -99,6 +100,7 @@ type Verifier struct {
 	hasher   *hasher
 	cache    *tokenCache
 	revoked  *Revocations
+	sessions *Sessions // may be nil
 	proofs   *proofs
 	flights  singleflight.Group
 	ahead    chan renewal
@@ -117,7 +119,7 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 		return nil, fmt.Errorf("configuring verifier: %w", err)
 	}
 	v := &Verifier{
-		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now, revoked: cfg.Revocations,
+		cacheFor: cfg.CacheFor, logger: cfg.Logger, now: cfg.Now, revoked: cfg.Revocations, sessions: cfg.Sessions,
 		hasher: newHasher(), cache: newTokenCache(cacheCapacity), proofs: newProofs(cfg.ProofWindow, cfg.Now),
 		cores: make(chan struct{}, runtime.GOMAXPROCS(0)), ahead: make(chan renewal, maxAhead), alerts: alerts{tell: cfg.Alert, logger: cfg.Logger},
 	}
@@ -172,22 +174,24 @@ func (v *Verifier) Authenticate(ctx context.Context, c Credentials) (*Principal,
 	if !v.revoked.known(now) {
 		return nil, ErrRevocations
 	}
-	if e := v.cache.get(d); e != nil && e.valid(now.UnixNano(), v.revoked) {
+	e := v.cache.get(d)
+	if e != nil && e.valid(now.UnixNano(), v.revoked) {
 		v.hits.Add(1)
 		if now.UnixNano() >= e.renewFrom {
 			v.renew(e, c.Profile, token)
 		}
-		return v.sent(&c, as, token, e.principal)
-	}
-	p, err := v.authenticateCold(ctx, c.Profile, d, token)
-	if err != nil {
+	} else if e, err = v.authenticateCold(ctx, c.Profile, d, token); err != nil {
 		return nil, err
 	}
-	return v.sent(&c, as, token, p)
+	p, err := v.sent(&c, as, token, e.principal)
+	if err == nil && !c.Proven { // a connection that is asked about again is nobody's doing, and keeps no session alive
+		e.session.touch(now.UnixNano())
+	}
+	return p, err
 }
 
 // authenticateCold is apart so that what its closure captures does not weigh on the warm path.
-func (v *Verifier) authenticateCold(ctx context.Context, on Profile, d digest, token []byte) (*Principal, error) {
+func (v *Verifier) authenticateCold(ctx context.Context, on Profile, d digest, token []byte) (*verified, error) {
 	v.misses.Add(1)
 	// The flight outlives any one of its callers, hence their contexts: it is bounded by the queue and by demandWait.
 	e, err := v.fly(context.WithoutCancel(ctx), on, d, token)
@@ -198,7 +202,7 @@ func (v *Verifier) authenticateCold(ctx context.Context, on Profile, d digest, t
 		v.refused.Add(1)
 		return nil, err
 	}
-	return e.principal, nil
+	return e, nil
 }
 
 // fly verifies a token, or waits for whoever is at it already.
@@ -272,7 +276,7 @@ func (v *Verifier) judge(ctx context.Context, at *progress, on Profile, d digest
 	}
 	e := newVerified(d, p, k, now, now.Add(v.cacheFor), p.Expires.Add(is.Leeway))
 	e.epoch.Store(epoch)
-	if err := v.admit(at, e); err != nil {
+	if err := v.admit(ctx, at, e, now); err != nil {
 		return nil, is.genuine(c.payload, err)
 	}
 	return e, nil
@@ -293,14 +297,14 @@ func (v *Verifier) introspect(ctx context.Context, at *progress, on Profile, d d
 	}
 	e := newVerified(d, p, nil, now, now.Add(min(v.cacheFor, at.issuer.ask.CacheFor)), p.Expires)
 	e.epoch.Store(epoch)
-	if err := v.admit(at, e); err != nil {
+	if err := v.admit(ctx, at, e, now); err != nil {
 		return nil, at.issuer.genuine(answer, err)
 	}
 	return e, nil
 }
 
-// admit makes the principal's identifiers ours, holds them against the revocations, and caches the entry.
-func (v *Verifier) admit(at *progress, e *verified) error {
+// admit makes the principal's identifiers ours, holds them against the revocations and the limits of sessions, and caches the entry.
+func (v *Verifier) admit(ctx context.Context, at *progress, e *verified, now time.Time) error {
 	p := e.principal
 	if err := v.local(at.issuer, p); err != nil {
 		return err
@@ -313,6 +317,17 @@ func (v *Verifier) admit(at *progress, e *verified) error {
 	at.stage = StageRevoked
 	if v.revoked.dead(p) {
 		return refuse("revoked")
+	}
+	if v.sessions != nil {
+		at.stage = StageSession
+		until := time.Time{}
+		var err error
+		if e.session, e.idle, until, err = v.sessions.admit(ctx, p, now); err != nil {
+			return err
+		}
+		if !until.IsZero() {
+			e.until = min(e.until, until.UnixNano())
+		}
 	}
 	v.cache.put(e)
 	return nil

@@ -39,6 +39,8 @@ func Policy() auth.Policy {
 		{"officer", "erasure:approve"}, {"assessor", "audit:read-aliased"}, {"admin", "erasure:read"}, {"admin", "erasure:approve"}, {"registrar", "patient:merge"}, {"backend", "patient:merge"}, {"admin", "policy:read"}, {"admin", "policy:write"}, {"admin", "relationships:write"}, {"admin", "relationships:read"}, {"officer", "relationships:read"},
 		{"admin", "assignment:write"}, {"officer", "policy:read"}, {"officer", "policy:approve"}, {"officer", "assignment:approve"},
 		{"security", "policy:read"}, {"security", "policy:approve"}, {"security", "assignment:approve"},
+		{"officer", "sessions:read"}, {"security", "sessions:read"}, {"admin", "sessions:read"}, {"security", "sessions:end"}, {"admin", "sessions:end"},
+		{"security", "revocations:write"}, {"admin", "revocations:write"}, {"security", "workforce:terminate"}, {"admin", "workforce:terminate"},
 	} {
 		p.Capabilities = append(p.Capabilities, auth.Capability{Role: c[0], Name: c[1]})
 	}

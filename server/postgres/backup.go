@@ -31,7 +31,7 @@ func (k BackupKind) tables() []string {
 		return []string{"phi_kek", "phi_secret", "index_generation", "phi_erasure", "phi_erased", "phi_key"}
 	}
 	return []string{"record", "record_version", "record_patient", "index_token", "treatment", "consent_rule", "import_source", "phi_merge", "phi_merge_row",
-		"emergency_access", "emergency_review", "alert"}
+		"emergency_access", "emergency_review", "alert", "revocation"}
 }
 
 func (k BackupKind) role() string {

@@ -29,6 +29,7 @@ func TestEveryTableIsBackedUp(t *testing.T) {
 		"policy_version": "policy: the restored database begins its own history",
 
 		"issuer_publication": "fetched anew from the issuers",
+		"session_seen":       "when sessions were used last: one that is not known begins anew, its sign-in is as old as it is",
 	}
 	_, name := open(t)
 	admin := connect(t, name, "")
