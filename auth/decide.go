@@ -116,7 +116,7 @@ func (a *Access) Check(ctx context.Context, p *Principal, r Request) Decision {
 	if !d.Allowed {
 		d = a.rescue(ctx, p, r, d)
 	}
-	return s.forbid(p, a.now(), r.Interaction, r.Type, r.Segment, d)
+	return s.forbid(p, a.now, r.Interaction, r.Type, r.Segment, d)
 }
 
 // own reports whether the record is open to somebody bound to the launch patient.
@@ -199,7 +199,7 @@ func (a *Access) closed(s *snapshot, p *Principal, r Request, d Decision) (set S
 		return 0
 	}
 	for x := SegmentPart2; int(x) < len(segmentNames); x++ {
-		if !s.forbid(p, a.now(), r.Interaction, r.Type, x, d).Allowed {
+		if !s.forbid(p, a.now, r.Interaction, r.Type, x, d).Allowed {
 			set |= 1 << x
 		}
 	}
@@ -220,7 +220,7 @@ func (a *Access) Type(p *Principal, i Interaction, resourceType, purpose string)
 	if !d.Allowed {
 		d = a.rescueType(p, i, resourceType, purpose, d)
 	}
-	return s.forbid(p, a.now(), i, resourceType, SegmentGeneral, d)
+	return s.forbid(p, a.now, i, resourceType, SegmentGeneral, d)
 }
 
 // Filter decides about a search over a type. It does not look at Request.Patients: whatever the search asks for, only
@@ -262,7 +262,7 @@ func (a *Access) Filter(ctx context.Context, p *Principal, r Request) Filter {
 	if rescued, ok := a.rescueSearch(ctx, p, r); ok {
 		return rescued
 	}
-	f.Decision = s.forbid(p, a.now(), r.Interaction, r.Type, SegmentGeneral, f.Decision)
+	f.Decision = s.forbid(p, a.now, r.Interaction, r.Type, SegmentGeneral, f.Decision)
 	f.Closed = a.closed(s, p, r, f.Decision)
 	return f
 }
@@ -275,10 +275,9 @@ func (a *Access) May(p *Principal, capability string) Decision {
 		return d
 	}
 	now := a.now()
-	var buffer [maxRoles]string
-	for _, role := range s.rolesOf(p, now, &buffer) {
-		c, ok := s.capabilities[named{role, capability}]
-		if !ok {
+	h := s.held(p, now)
+	for _, c := range s.capabilities[capability] {
+		if !h.set.has(c.role) {
 			continue
 		}
 		if reason := c.stepUp.judge(p, now); reason != ReasonAllowed {

@@ -166,8 +166,6 @@ func (a *Access) rescueSearch(ctx context.Context, p *Principal, r Request) (Fil
 
 // has reports whether a role of the principal has a capability, however old the sign-in is.
 func (s *snapshot) has(p *Principal, now time.Time, name string) bool {
-	return slices.ContainsFunc(s.held(p, now).names, func(role string) bool {
-		_, ok := s.capabilities[named{role, name}]
-		return ok
-	})
+	h := s.held(p, now)
+	return slices.ContainsFunc(s.capabilities[name], func(c capability) bool { return h.set.has(c.role) })
 }

@@ -316,7 +316,7 @@ func (t *trial) end(list []Gate, reason Reason, purpose, view string) []Gate {
 	if emergency.State == GatePassed {
 		d.Emergency = emergency.Detail
 	}
-	if d = t.s.forbid(t.p, t.now, t.r.Interaction, t.r.Type, t.r.Segment, d); !d.Allowed {
+	if d = t.s.forbid(t.p, func() time.Time { return t.now }, t.r.Interaction, t.r.Type, t.r.Segment, d); !d.Allowed {
 		forbid = Gate{Name: GateForbid, State: GateFailed, Reason: ReasonForbidden, Detail: d.Rule}
 	} else if t.s.forbidding {
 		forbid.State = GatePassed
@@ -345,9 +345,9 @@ func (t *trial) rest(list []Gate) []Gate {
 func (a *Access) ExplainMay(p *Principal, capability string, signed time.Time) []Gate {
 	s, now := a.policy.Load(), a.now()
 	list := []Gate{{Name: GateRole, State: GateFailed, Reason: ReasonRole}}
-	for _, role := range s.held(p, now).names {
-		c, ok := s.capabilities[named{role, capability}]
-		if !ok {
+	h := s.held(p, now)
+	for _, c := range s.capabilities[capability] {
+		if !h.set.has(c.role) {
 			continue
 		}
 		strong := gate(GateStepUp, c.stepUp.judge(p, signed) == ReasonAllowed, ReasonStepUp, p.ACR)

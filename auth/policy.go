@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -15,6 +16,7 @@ import (
 type rule struct {
 	name     string // "role:Type:letter:relation"
 	role     uint16 // its number
+	letter   uint8  // in letters
 	view     string
 	relation Relation
 	purposes []string
@@ -42,20 +44,15 @@ func (r *rule) wider(other *rule) bool {
 	return r.place < other.place
 }
 
-// typeRules are the rules of a role for one type, by letter.
-type typeRules [len(letters)][]*rule
-
-// roleRules are the rules of one role. A type that has permits of its own does not fall back on those for every type.
-type roleRules struct {
-	types  map[string]*typeRules
-	any    *typeRules
-	closed map[string]*typeRules // what it forbids, by type, "*" among them
-}
+// roleRules are the rules of one role, by type, "*" among them. A type that has permits of its own does not fall back on those for every
+// type.
+type roleRules struct{ permits, forbids map[string][]rule }
 
 // cell is everything that a policy says about one letter of one type.
 type cell struct {
 	roles   roleSet  // that have a permit here
 	permits []*rule  // widest first
+	of      []uint16 // whose they are
 	start   []uint16 // where in at the places of a role begin; the next one's is where they end
 	at      []uint16 // places in permits, role by role
 	forbids []*rule
@@ -83,8 +80,8 @@ type snapshot struct {
 	names        []string
 	numbers      map[string]uint16
 	types        map[string]*cells
-	any          *cells // of a type that no permission names
-	capabilities map[named]capability
+	any          *cells                  // of a type that no permission names
+	capabilities map[string][]capability // by name
 	assigned     map[string][]Assignment // by subject
 	conflicts    []conflict
 	alarm        func(Alarm)
@@ -95,10 +92,9 @@ type snapshot struct {
 	known [holdings]atomic.Pointer[holding]
 }
 
-// named is a capability of a role.
-type named struct{ role, name string }
-
+// capability is one of a role.
 type capability struct {
+	role   uint16
 	rule   string // its name
 	stepUp StepUp
 }
@@ -182,11 +178,6 @@ func (s *snapshot) resolve(p *Principal, now time.Time) *holding {
 	return h
 }
 
-// rolesOf returns the names of the roles that a principal has at a moment; not to be written to.
-func (s *snapshot) rolesOf(p *Principal, now time.Time, _ *[maxRoles]string) []string {
-	return s.held(p, now).names
-}
-
 // cell returns what the policy says about an interaction with a type; nil for a letter that there is not.
 func (s *snapshot) cell(resourceType string, i Interaction) *cell {
 	letter := i.index()
@@ -200,7 +191,7 @@ func (s *snapshot) cell(resourceType string, i Interaction) *cell {
 }
 
 // forbid overrules an allowance when a rule of one of the roles keeps them out.
-func (s *snapshot) forbid(p *Principal, now time.Time, i Interaction, resourceType string, segment Segment, d Decision) Decision {
+func (s *snapshot) forbid(p *Principal, now func() time.Time, i Interaction, resourceType string, segment Segment, d Decision) Decision {
 	if !d.Allowed || !s.forbidding {
 		return d
 	}
@@ -208,7 +199,7 @@ func (s *snapshot) forbid(p *Principal, now time.Time, i Interaction, resourceTy
 	if c == nil || len(c.forbids) == 0 {
 		return d
 	}
-	h := s.held(p, now)
+	h := s.held(p, now())
 	for _, r := range c.forbids {
 		if h.set.has(r.role) && (len(r.purposes) == 0 || slices.Contains(r.purposes, d.Purpose) || d.Emergency != "" && slices.ContainsFunc(r.purposes, urgent)) && (r.segments == 0 || segment != SegmentGeneral && r.segments.Has(segment)) {
 			return Decision{Rule: r.name, Reason: ReasonForbidden, Purpose: d.Purpose, Policy: s.version}
@@ -217,10 +208,10 @@ func (s *snapshot) forbid(p *Principal, now time.Time, i Interaction, resourceTy
 	return d
 }
 
-// compile checks a policy and prepares it. A policy with one wrong row is refused whole: half a policy is another policy.
+// compile checks a policy and prepares it; the lists in it are kept. A policy with one wrong row is refused whole: half a policy is another policy.
 func compile(p Policy) (*snapshot, error) {
 	s := &snapshot{
-		version: p.Version, numbers: map[string]uint16{}, types: map[string]*cells{}, capabilities: map[named]capability{},
+		version: p.Version, numbers: map[string]uint16{}, types: map[string]*cells{}, capabilities: map[string][]capability{},
 		assigned: map[string][]Assignment{}, seed: maphash.MakeSeed(), emergencyOverConsent: p.EmergencyOverConsent,
 	}
 	var roles []*roleRules
@@ -236,7 +227,7 @@ func compile(p Policy) (*snapshot, error) {
 		}
 		n = uint16(len(roles))
 		s.numbers[name], s.names = n, append(s.names, name)
-		roles = append(roles, &roleRules{types: map[string]*typeRules{}, closed: map[string]*typeRules{}})
+		roles = append(roles, &roleRules{map[string][]rule{}, map[string][]rule{}})
 		return n, nil
 	}
 	for _, r := range p.Roles {
@@ -255,10 +246,11 @@ func compile(p Policy) (*snapshot, error) {
 		s.forbidding = s.forbidding || row.Effect == Forbid
 	}
 	for _, c := range p.Capabilities {
-		if _, err := number(c.Role); err != nil || c.Name == "" {
+		n, err := number(c.Role)
+		if err != nil || c.Name == "" {
 			return nil, fmt.Errorf("compiling policy %d: empty capability", p.Version)
 		}
-		s.capabilities[named{c.Role, c.Name}] = capability{c.Role + ":" + c.Name, c.StepUp}
+		s.capabilities[c.Name] = append(s.capabilities[c.Name], capability{n, c.Role + ":" + c.Name, c.StepUp})
 	}
 	for _, c := range p.Conflicts {
 		role, err := number(c.Role)
@@ -282,7 +274,7 @@ func compile(p Policy) (*snapshot, error) {
 
 // add takes over a permission of the role of number n; place is where it stands in the policy.
 func (role *roleRules) add(row Permission, n uint16, place int) error {
-	m, ok := letterMask(row.Interactions)
+	_, ok := letterMask(row.Interactions)
 	segments, named := segmentSet(row.Segments)
 	forbidden := row.Effect == Forbid
 	switch {
@@ -299,55 +291,48 @@ func (role *roleRules) add(row Permission, n uint16, place int) error {
 	case !named:
 		return errors.New("segment is unknown")
 	}
-	var to **typeRules
-	last := string(row.Relation)
-	switch {
-	case forbidden:
-		last = "forbid"
-		own := role.closed[row.Type]
-		to = &own
-		defer func() { role.closed[row.Type] = own }()
-	case row.Type == "*":
-		to = &role.any
-	default:
-		own := role.types[row.Type]
-		to = &own
-		defer func() { role.types[row.Type] = own }()
+	to, last := role.permits, string(row.Relation)
+	if forbidden {
+		to, last = role.forbids, "forbid"
 	}
-	if *to == nil {
-		*to = &typeRules{}
+	// The names of all letters are parts of one text: there are a hundred thousand of them in a large policy.
+	first, rest := row.Role+":"+row.Type+":", ":"+last
+	names := strings.Builder{}
+	names.Grow(len(row.Interactions) * (len(first) + 1 + len(rest)))
+	for _, letter := range row.Interactions {
+		names.WriteString(first)
+		names.WriteByte(byte(letter))
+		names.WriteString(rest)
 	}
-	purposes := slices.Clone(row.Purposes)
-	for i := range letters {
-		if m&(1<<i) == 0 {
-			continue
-		}
-		(*to)[i] = append((*to)[i], &rule{
-			name:     row.Role + ":" + row.Type + ":" + letters[i:i+1] + ":" + last,
+	all, size := names.String(), len(first)+1+len(rest)
+	list := slices.Grow(to[row.Type], len(row.Interactions))
+	for i := range row.Interactions {
+		list = append(list, rule{
+			name:     all[i*size : (i+1)*size],
 			role:     n,
+			letter:   uint8(Interaction(row.Interactions[i]).index()),
 			view:     row.View,
 			relation: row.Relation,
-			purposes: purposes,
+			purposes: row.Purposes,
 			segments: segments,
 			stepUp:   row.StepUp,
 			place:    place,
 		})
 	}
+	to[row.Type] = list
 	return nil
 }
 
 // lay puts the rules of the roles where decisions find them.
 func (s *snapshot) lay(roles []*roleRules) error {
 	for _, role := range roles {
-		for t := range role.types {
-			s.types[t] = nil
-		}
-		for t := range role.closed {
-			if t != "*" {
+		for _, rules := range []map[string][]rule{role.permits, role.forbids} {
+			for t := range rules {
 				s.types[t] = nil
 			}
 		}
 	}
+	delete(s.types, "*")
 	for t := range s.types {
 		c, err := newCells(roles, t)
 		if err != nil {
@@ -362,23 +347,28 @@ func (s *snapshot) lay(roles []*roleRules) error {
 
 func newCells(roles []*roleRules, resourceType string) (*cells, error) {
 	all := &cells{}
-	for letter := range all {
-		c := &all[letter]
-		for _, role := range roles {
-			own := role.types[resourceType]
-			if own == nil {
-				own = role.any
-			}
-			if own != nil {
-				c.permits = append(c.permits, own[letter]...)
-			}
-			if closed := role.closed[resourceType]; closed != nil {
-				c.forbids = append(c.forbids, closed[letter]...)
-			}
-			if closed := role.closed["*"]; closed != nil && resourceType != "*" {
-				c.forbids = append(c.forbids, closed[letter]...)
+	for _, role := range roles {
+		own := role.permits[resourceType]
+		if own == nil {
+			own = role.permits["*"]
+		}
+		for i := range own {
+			c := &all[own[i].letter]
+			c.permits = append(c.permits, &own[i])
+		}
+		closed := [][]rule{role.forbids[resourceType]}
+		if resourceType != "*" {
+			closed = append(closed, role.forbids["*"])
+		}
+		for _, rules := range closed {
+			for i := range rules {
+				c := &all[rules[i].letter]
+				c.forbids = append(c.forbids, &rules[i])
 			}
 		}
+	}
+	for letter := range all {
+		c := &all[letter]
 		if len(c.permits) > maxCellRules {
 			return nil, fmt.Errorf("more than %d rules for %s of %s", maxCellRules, letters[letter:letter+1], resourceType)
 		}
@@ -388,9 +378,10 @@ func newCells(roles []*roleRules, resourceType string) (*cells, error) {
 			}
 			return 1
 		})
-		c.start, c.at = make([]uint16, len(roles)+1), make([]uint16, len(c.permits))
-		for _, r := range c.permits {
+		c.of, c.at, c.start = make([]uint16, len(c.permits)), make([]uint16, len(c.permits)), make([]uint16, len(roles)+1)
+		for place, r := range c.permits {
 			c.roles.add(r.role)
+			c.of[place] = r.role
 			c.start[r.role+1]++
 		}
 		for n := range roles {
@@ -419,10 +410,12 @@ func segmentSet(names []string) (set SegmentSet, ok bool) {
 
 // candidates walks over the rules that roles have for a type and an interaction, widest first. It lives on the stack.
 type candidates struct {
-	permits []*rule
-	left    [maxCellRules / 64]uint64 // places in permits that were not come to
-	word    int
-	rule    *rule // the one that next came to
+	*cell
+	held  *roleSet
+	few   bool                      // the roles are: left says which places to come to
+	left  [maxCellRules / 64]uint64 // of places in permits, those that were not come to
+	place int                       // of the next one to look at
+	rule  *rule                     // the one that next came to
 }
 
 // all returns the rules that a principal's roles have for the type and interaction.
@@ -431,7 +424,14 @@ func (s *snapshot) all(h *holding, resourceType string, i Interaction) (list can
 	if c == nil {
 		return list
 	}
-	list.permits = c.permits
+	list.cell, list.held = c, &h.set
+	roles := 0
+	for w := range h.set {
+		roles += bits.OnesCount64(h.set[w] & c.roles[w])
+	}
+	if list.few = len(c.permits) > 16*roles; !list.few {
+		return list // every so many places there is one of the roles'
+	}
 	for w := range h.set {
 		for both := h.set[w] & c.roles[w]; both != 0; both &= both - 1 {
 			n := w<<6 + bits.TrailingZeros64(both)
@@ -445,10 +445,24 @@ func (s *snapshot) all(h *holding, resourceType string, i Interaction) (list can
 
 // next comes to the next rule; false when there is none.
 func (l *candidates) next() bool {
-	for ; l.word<<6 < len(l.permits); l.word++ {
-		if left := l.left[l.word]; left != 0 {
-			l.left[l.word] = left & (left - 1)
-			l.rule = l.permits[l.word<<6+bits.TrailingZeros64(left)]
+	if l.cell == nil {
+		return false
+	}
+	if !l.few {
+		for l.place < len(l.permits) {
+			place := l.place
+			l.place++
+			if l.held.has(l.of[place]) {
+				l.rule = l.permits[place]
+				return true
+			}
+		}
+		return false
+	}
+	for word := l.place >> 6; word<<6 < len(l.permits); word++ {
+		if left := l.left[word]; left != 0 {
+			l.left[word], l.place = left&(left-1), word<<6
+			l.rule = l.permits[word<<6+bits.TrailingZeros64(left)]
 			return true
 		}
 	}
