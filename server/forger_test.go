@@ -117,13 +117,15 @@ func (f *forger) document(more ...map[string]any) []byte {
 // claims are good ones of a role with some replaced; a nil takes a claim away.
 func (f *forger) claims(audience, role string, over map[string]any) string {
 	now := f.now().Unix()
-	scope := "user/*.cruds"
-	if role == "backend" {
-		scope = "system/*.cruds"
-	}
 	c := map[string]any{
 		"iss": f.issuer, "aud": audience, "sub": role + "-1", "client_id": "test-app", "jti": rand.Text(), "iat": now, "exp": now + 600,
-		"scope": scope, "roles": []string{role}, "acr": "urn:chartkeep:acr:mfa", "amr": []string{"pwd", "otp"}, "auth_time": now,
+		"scope": "user/*.cruds", "roles": []string{role}, "acr": "urn:chartkeep:acr:mfa", "amr": []string{"pwd", "otp"}, "auth_time": now,
+	}
+	if role == "backend" { // nobody signs in to a service
+		c["scope"] = "system/*.cruds"
+		delete(c, "acr")
+		delete(c, "amr")
+		delete(c, "auth_time")
 	}
 	for k, v := range over {
 		if c[k] = v; v == nil {

@@ -2,6 +2,7 @@ package rest
 
 import (
 	"encoding/json"
+	"fmt"
 	"sync"
 	"time"
 
@@ -136,6 +137,7 @@ func (c *count) take() (e *audit.Event, n uint64, since time.Time) {
 		detail.Refused, detail.Since = n, since.UTC()
 	}
 	like.Detail, _ = json.Marshal(detail) // of strings, a number and a time: cannot fail
+	like.OutcomeDesc = fmt.Sprintf("%s: %d refused, limit %s", like.OutcomeDesc, n, detail.Limit)
 	return &like, n, since
 }
 

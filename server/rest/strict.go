@@ -14,7 +14,7 @@ import (
 var errHeader = errors.New("head of the request is not strictly HTTP/1.1")
 
 // unambiguous refuses a head that fasthttp reads leniently and a proxy in front may have read otherwise, which is how requests are
-// smuggled past it: lines that end in a bare LF, bare CRs, folded lines (RFC 9112 section 5.2), NUL, spaces in the target, two
+// smuggled past it: lines that end in a bare LF, bare CRs, folded lines (RFC 9112 section 5.2), NUL, headers without a name, spaces in the target, two
 // Hosts or none (section 3.2), Transfer-Encoding beside Content-Length (section 6.1) or in HTTP/1.0. Two Content-Lengths, names
 // with spaces and unknown codings are refused by fasthttp itself. What HTTP takes off a value, space at its end, makes no other
 // token of one, and is refused as what it is: nobody's spelling.
@@ -30,7 +30,7 @@ func unambiguous(h *fasthttp.RequestHeader) error {
 	hosts, lengths, codings := 0, 0, 0
 	for len(raw) > 0 {
 		end := bytes.IndexByte(raw, '\n')
-		if end < 1 || raw[end-1] != '\r' || raw[0] == ' ' || raw[0] == '\t' {
+		if end < 1 || raw[end-1] != '\r' || raw[0] == ' ' || raw[0] == '\t' || raw[0] == ':' {
 			return errHeader
 		}
 		line := raw[:end-1]
