@@ -508,6 +508,17 @@ func (s *Storage) Policy(context.Context) (auth.Policy, error) {
 	return s.policy, err
 }
 
+// ChangePolicy makes a new version of the policy. What it is based on is left as it was.
+func (s *Storage) ChangePolicy(change func(*auth.Policy)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.policy
+	p.Permissions, p.Capabilities = slices.Clone(p.Permissions), slices.Clone(p.Capabilities)
+	change(&p)
+	p.Version++
+	s.policy = p
+}
+
 func (s *Storage) Epochs(context.Context) (auth.Epochs, error) {
 	unlock, err := s.read("Epochs")
 	defer unlock()

@@ -54,6 +54,13 @@ func Policy() auth.Policy {
 		}
 	}
 	p.Capabilities = append(p.Capabilities, auth.Capability{Role: "officer", Name: "emergency:review"})
+	for i := range p.Capabilities {
+		switch c := &p.Capabilities[i]; c.Name {
+		case "policy:write", "policy:approve", "assignment:write", "assignment:approve", "relationships:write",
+			"sessions:end", "revocations:write", "workforce:terminate", "erasure:request", "erasure:approve", "emergency:approve":
+			c.StepUp.MaxAge = 15 * time.Minute
+		}
+	}
 	role := func(name, description string, workforce, approval bool) {
 		p.Roles = append(p.Roles, auth.Role{Name: name, Description: description, Workforce: workforce, Approval: approval})
 	}

@@ -74,6 +74,9 @@ func (i *issuer) token(t testing.TB, audience, role, scope string, change func(m
 		"iss": "https://issuer.test", "aud": audience, "sub": role + "-1", "client_id": "test-app", "jti": rand.Text(),
 		"iat": now, "exp": now + 600, "scope": scope, "roles": []string{role},
 	}
+	if role != "backend" { // a service, which nobody signs in to
+		claims["auth_time"] = now
+	}
 	if change != nil {
 		change(claims)
 	}
