@@ -62,6 +62,7 @@ func impatientMain() {
 type production struct {
 	vault  *kmstest.Vault
 	token  string
+	idp    *httptest.Server
 	client *http.Client
 	env    []string
 	args   []string // but --kms
@@ -120,6 +121,7 @@ func newProduction(t *testing.T) *production {
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
 	server.StartTLS()
 	t.Cleanup(server.Close)
+	p.idp = server
 	if p.token, err = signs.Token("app-backend", ""); err != nil {
 		t.Fatal(err)
 	}
