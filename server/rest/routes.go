@@ -227,7 +227,13 @@ func (g guard) String() string {
 	case guardRecords:
 		return "records"
 	case guardCapability:
-		return g.capability
+		s := g.capability
+		for _, other := range []string{g.aliased, g.own} {
+			if other != "" {
+				s += " or " + other
+			}
+		}
+		return s
 	default:
 		return ""
 	}
