@@ -173,7 +173,7 @@ func deploy(t testing.TB, change func(*rest.Config)) *deployment {
 	check(t, err)
 	cfg := rest.Config{
 		Base: d.base, Records: records, Verifier: verifier, Revocations: d.revocations, Access: access, Log: d.log, Trail: d.trail, Level: level,
-		Policies: &policies{}, Key: key, Tree: d.tree, Erasures: phi.NewErasures(phi.ErasureConfig{Records: records, Storage: d.storage}),
+		Policies: &policies{}, Emergencies: d.storage, Key: key, Tree: d.tree, Erasures: phi.NewErasures(phi.ErasureConfig{Records: records, Storage: d.storage}),
 		Issuer: rest.Issuer{
 			Issuer: "https://issuer.test", Authorize: "https://issuer.test/authorize", Token: "https://issuer.test/token", JWKS: d.issuer.url,
 			Grants: []string{"authorization_code"}, Responses: []string{"code"}, Challenges: []string{"S256", "plain"}, Auth: []string{"private_key_jwt"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
@@ -122,8 +123,11 @@ func TestTimeout(t *testing.T) {
 // stuck is a Relationships whose database does not answer.
 type stuck struct{}
 
-func (stuck) Grant(ctx context.Context, _, _, _, _ string) error {
+func (stuck) Grant(ctx context.Context, _ auth.Relationship) error {
 	return stuck{}.Ungrant(ctx, "", "", "")
+}
+func (stuck) Relationships(ctx context.Context, _, _ string, _ int) ([]auth.Relationship, error) {
+	return nil, stuck{}.Ungrant(ctx, "", "", "")
 }
 func (stuck) Ungrant(ctx context.Context, _, _, _ string) error { <-ctx.Done(); return ctx.Err() }
 

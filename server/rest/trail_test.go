@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
 
@@ -127,8 +128,12 @@ func (g *grants) note(parts ...string) error {
 	return g.fail
 }
 
-func (g *grants) Grant(_ context.Context, practitioner, patient, reason, by string) error {
-	return g.note("grant", practitioner, patient, reason, by)
+func (g *grants) Grant(_ context.Context, r auth.Relationship) error {
+	return g.note("grant", r.Practitioner, r.Patient, r.Reason, r.By)
+}
+
+func (g *grants) Relationships(context.Context, string, string, int) ([]auth.Relationship, error) {
+	return nil, g.note("list")
 }
 
 func (g *grants) Ungrant(_ context.Context, practitioner, patient, by string) error {
