@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/chartkeep/chartkeep/audit"
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 )
 
@@ -37,7 +38,8 @@ func fillRecords(t *testing.T, admin *pgx.Conn) {
 	must(t, admin, `INSERT INTO treatment SELECT 'dr-' || i % 10, 'p-' || i, 'Encounter', 'Encounter', 'e-' || i FROM generate_series(0, 999) i`)
 	must(t, admin, `INSERT INTO phi_kek VALUES ('kek-1', 'test', '\x00', true)`)
 	must(t, admin, `INSERT INTO phi_key SELECT subject, segment, key_id, 'kek-1', substr(sha256('') || sha256(''), 1, 60) FROM record`)
-	must(t, admin, `ANALYZE record, record_patient, index_token, treatment, phi_key`)
+	must(t, admin, `INSERT INTO consent_rule SELECT 'p-' || i, 'c-' || i, 0, 0, i % 2 = 0, '', '{}', '{}', '-infinity', 'infinity' FROM generate_series(0, 999) i`)
+	must(t, admin, `ANALYZE record, record_patient, index_token, treatment, consent_rule, phi_key`)
 }
 
 // TestPlans fills the tables and demands that every hot statement goes by its index, with plans made for the values and with
@@ -49,6 +51,7 @@ func TestPlans(t *testing.T) {
 
 	records := db.recordStorage
 	token := phi.Token{Kind: 1, Value: random16()}
+	gates := &auth.Filter{Decision: auth.Decision{Purpose: "TREAT"}, Actor: auth.Actor{Practitioner: "dr-1"}, Segments: 2, Closed: 4}
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		conn := connect(t, name, "chartkeep_records")
 		must(t, conn, `SET search_path = public`)
@@ -58,8 +61,7 @@ func TestPlans(t *testing.T) {
 			"FetchVersion": explain(t, conn, records.statements[phi.AllClasses].version, "Patient", "id-20", int64(1)),
 			"FetchHistory": explain(t, conn, records.statements[phi.AllClasses].history, "Patient", "id-20", int64(9), 10),
 			"FetchMany":    explain(t, conn, records.statements[0].many, []string{"Patient", "Observation"}, []string{"id-20", "id-21"}),
-			"Related": explain(t, conn, `SELECT source FROM treatment WHERE practitioner = $1 AND patient = ANY ($2) ORDER BY source LIMIT 1`,
-				"dr-1", []string{"p-1", "p-2"}),
+			"Facts":        explain(t, conn, factsSQL, "dr-1", []string{"p-1", "p-2"}, []string{"", "Practitioner/dr-1"}),
 			"Commit, a guard": explain(t, conn, guardSQL, "Patient", []int32{0, 0}, []int16{1, 1}, [][]byte{token.Value[:], make([]byte, 16)}, 1,
 				[]string{"id-20"}, []int64{0}),
 		}
@@ -73,6 +75,9 @@ func TestPlans(t *testing.T) {
 			"everything of one's own":       {Patient: "p-7"},
 			"everything":                    {},
 			"everything from somewhere on":  {After: "id-30000"},
+			"everything through gates":      {Gates: gates},
+			"by patient through gates":      {Patients: []string{"p-7"}, Practitioner: "dr-1", Gates: gates},
+			"by token through gates":        {Tokens: [][]phi.Token{{token}}, Gates: gates},
 		} {
 			sel.Type, sel.Limit = "Observation", 50
 			sql, args := searchSQL(records.statements[phi.AllClasses].columns, sel)
