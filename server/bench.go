@@ -267,7 +267,7 @@ func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi
 		Issuers: []auth.IssuerConfig{{
 			Issuer: origin + "/oauth2", Audience: origin + "/fhir/R4", JWKSURL: origin + "/oauth2/jwks", AssertsSignIn: true, RolesInToken: true,
 		}},
-		Insecure: true, Logger: log, Revocations: r.revoked,
+		Insecure: true, Logger: log, Revocations: r.revoked, Sessions: r.sessions,
 	})
 	if err != nil {
 		return nil, err

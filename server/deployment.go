@@ -93,7 +93,8 @@ type settings struct {
 	unique      []string       // systems of identifiers
 	names       phi.NameSearch // how names must be indexed; "" takes what is there
 	level       audit.Level
-	keys        []audit.LogKey // that sign checkpoints; none: this process does not sequence
+	sessions    map[string]auth.SessionLimit // by role
+	keys        []audit.LogKey               // that sign checkpoints; none: this process does not sequence
 	witnesses   []audit.WitnessAddress
 	anchors     []audit.Anchor
 	emergency   auth.EmergencyLimits

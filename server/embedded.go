@@ -33,7 +33,8 @@ const defaultAddr = "127.0.0.1:8080"
 
 // demoVerb runs everything embedded.
 type demoVerb struct {
-	limits `embed:""`
+	limits     `embed:""`
+	demoLogoff `embed:""`
 
 	Data             string   `help:"Folder for everything the demo keeps between runs." default:"${default_data}" placeholder:"DIR"`
 	Addr             string   `help:"Address of the API; 127.0.0.1:8080, or a free port when that is taken." placeholder:"HOST:PORT"`
@@ -84,6 +85,10 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 			return usage("--import: %v", err)
 		}
 	}
+	sessions, err := (*logoff)(&v.demoLogoff).byRole()
+	if err != nil {
+		return err
+	}
 	tune()
 	if err := os.MkdirAll(filepath.Join(v.Data, "keys"), 0o700); err != nil {
 		return fmt.Errorf("making data folder: %w", err)
@@ -100,6 +105,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return err
 	}
+	s.sessions = sessions
 	s.unique, s.names = v.UniqueIdentifier, phi.NameSearch(v.NameSearch)
 	logFile, err := os.OpenFile(filepath.Join(v.Data, demoLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -142,7 +148,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	}
 	verifier, err := auth.NewVerifier(auth.VerifierConfig{
 		Issuers:  []auth.IssuerConfig{{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
-		Insecure: true, Logger: log, Revocations: r.revoked,
+		Insecure: true, Logger: log, Revocations: r.revoked, Sessions: r.sessions,
 	})
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)

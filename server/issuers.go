@@ -208,7 +208,7 @@ func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, audien
 		return nil, first, err
 	}
 	cfg := auth.VerifierConfig{
-		Publications: kept, Logger: log, Revocations: r.revoked, Alert: func(desc string) { r.alarm("verifier", desc) },
+		Publications: kept, Logger: log, Revocations: r.revoked, Sessions: r.sessions, Alert: func(desc string) { r.alarm("verifier", desc) },
 	}
 	for i := range issuers {
 		trusted, said, err := issuers[i].config(ctx, audience, kept, log)

@@ -140,6 +140,11 @@ func newDescs() map[string]*prometheus.Desc {
 		"phi_integrity_failures_total":   "Stored rows that did not open, or were found under tokens that are not theirs; they were withheld.",
 		"phi_integrity_alarm":            "1 while three or more rows failed within the last minute.",
 		"auth_policy_version":            "Version of the access policy in force.",
+		"auth_revocations":               "Revocations in force.",
+		"auth_revocation_epoch":          "Epoch up to which revocations are known.",
+		"auth_revocation_age_seconds":    "Time since the database confirmed the revocations; from 5 s on no token is judged.",
+		"auth_sessions":                  "Sessions in memory.",
+		"auth_sessions_over_total":       "Tokens refused because their session was idle for too long or too old.",
 		"auth_tokens_refused_total":      "Tokens refused.",
 		"kek_age_seconds":                "Time since the KMS last opened the key-encryption key that waited longest.",
 		"kek_refresh_failures_total":     "Times that the KMS did not open a key-encryption key again.",
@@ -231,6 +236,13 @@ func (c *roomsCollector) Collect(ch chan<- prometheus.Metric) {
 	c.emergencies(gauge)
 	access := c.rooms.access.Stats()
 	gauge("auth_policy_version", float64(access.Policy))
+	revoked := c.rooms.revoked.Stats()
+	gauge("auth_revocations", float64(revoked.Held))
+	gauge("auth_revocation_epoch", float64(revoked.Epoch))
+	gauge("auth_revocation_age_seconds", revoked.Age.Seconds())
+	sessions := c.rooms.sessions.Stats()
+	gauge("auth_sessions", float64(sessions.Held))
+	counter("auth_sessions_over_total", sessions.Over)
 	cache("relationships", access.Hits, access.Misses)
 	records := c.rooms.records.Stats()
 	counter("phi_integrity_failures_total", records.IntegrityFailures)

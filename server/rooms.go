@@ -17,12 +17,13 @@ import (
 
 // rooms are the built rooms below the HTTP surface, in the order in which they were opened. close undoes it in reverse.
 type rooms struct {
-	db      *postgres.DB
-	keys    *keyset.Keys
-	log     *audit.Log
-	access  *auth.Access
-	revoked *auth.Revocations
-	records *phi.Records
+	db       *postgres.DB
+	keys     *keyset.Keys
+	log      *audit.Log
+	access   *auth.Access
+	revoked  *auth.Revocations
+	sessions *auth.Sessions
+	records  *phi.Records
 
 	alerts      *alerts
 	emergencies *emergencyWatch
@@ -60,8 +61,11 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.access, err = auth.NewAccess(ctx, auth.AccessConfig{Storage: r.db.Auth(), Logger: log, Alarm: r.policyAlarm}); err != nil {
 		return nil, fmt.Errorf("loading policy: %w", err)
 	}
-	if r.revoked, err = auth.NewRevocations(ctx, auth.RevocationConfig{Logger: log}); err != nil {
+	if r.revoked, err = auth.NewRevocations(ctx, auth.RevocationConfig{Storage: r.db.Sessions(), Logger: log}); err != nil {
 		return nil, fmt.Errorf("loading revocations: %w", err)
+	}
+	if r.sessions, err = auth.NewSessions(auth.SessionConfig{Storage: r.db.Sessions(), Limits: s.sessions, Instance: instanceName(), Logger: log}); err != nil {
+		return nil, err
 	}
 	if r.records, err = phi.Open(ctx, phi.Config{
 		Storage: r.db.Records(), Keys: r.keys, Access: r.access, Audit: r.log, Level: s.levels(), Source: "chartkeep", Logger: log,
@@ -86,6 +90,8 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	r.start(background, "audit shipper", r.log.Run)
 	r.start(background, "access", r.access.Run)
 	r.start(background, "revocations", r.revoked.Run)
+	r.start(background, "sessions", r.sessions.Run)
+	r.start(background, "ends of revocations", r.dropOver)
 	r.start(background, "keys", r.keys.Run)
 	r.start(background, "key listener", func(ctx context.Context) error {
 		return r.db.ListenKeys(ctx, func() { r.keys.Wake(); r.records.KeysChanged() })

@@ -16,6 +16,7 @@ type serveVerb struct {
 	deployment     `embed:""`
 	emergencyFlags `embed:""`
 	limits         `embed:""`
+	logoff         `embed:""`
 
 	clientCertificates `embed:""`
 
@@ -56,10 +57,15 @@ func (v *serveVerb) Run(ctx context.Context, t terminal) error {
 	if err != nil {
 		return err
 	}
+	sessions, err := v.logoff.byRole()
+	if err != nil {
+		return err
+	}
 	s, err := v.resolve(true)
 	if err != nil {
 		return err
 	}
+	s.sessions = sessions
 	s.emergency, s.issuers = emergency, issuers
 	return v.serve(ctx, s, t)
 }
