@@ -74,6 +74,36 @@ func TestRevokeDuringVerify(t *testing.T) {
 	}
 }
 
+// TestKeyWithdrawnDuringVerify is the same for a key that its issuer withdraws in that moment.
+func TestKeyWithdrawnDuringVerify(t *testing.T) {
+	is := newIssuer(t)
+	is.addEC("next")
+	var v *Verifier
+	var calls atomic.Int64
+	armed := atomic.Bool{}
+	cfg := is.config()
+	cfg.Now = func() time.Time {
+		if armed.Load() && calls.Add(1) == 3 { // see above
+			armed.Store(false)
+			is.remove("es")
+			fetchNow(v)
+		}
+		return time.Now()
+	}
+	v = newTestVerifier(t, cfg)
+	fetchNow(v)
+	armed.Store(true)
+	token := is.token(nil)
+	for range 2 {
+		if _, err := ask(v, token); !errors.Is(err, ErrToken) {
+			t.Errorf("got %v, want ErrToken", err)
+		}
+	}
+	if armed.Load() {
+		t.Error("the key was not withdrawn")
+	}
+}
+
 // TestOverload holds that a flood of tokens to verify is refused at its edge, and that warm tokens do not notice it.
 func TestOverload(t *testing.T) {
 	is := newIssuer(t)
