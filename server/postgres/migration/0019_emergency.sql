@@ -54,7 +54,8 @@ BEGIN
   RETURN NULL;
 END $$;
 REVOKE ALL ON FUNCTION emergency_changed FROM PUBLIC;
-CREATE TRIGGER emergency_changed AFTER INSERT OR UPDATE OF state OR DELETE OR TRUNCATE ON emergency_access FOR EACH STATEMENT EXECUTE FUNCTION emergency_changed();
+CREATE TRIGGER emergency_changed AFTER INSERT OR UPDATE OF state OR DELETE ON emergency_access FOR EACH ROW EXECUTE FUNCTION emergency_changed();
+CREATE TRIGGER emergency_emptied AFTER TRUNCATE ON emergency_access FOR EACH STATEMENT EXECUTE FUNCTION emergency_changed();
 
 CREATE TABLE emergency_review (
   access  uuid        NOT NULL,
