@@ -31,10 +31,16 @@ func newWard(t *testing.T) *ward {
 	w.other = w.create("Patient", strings.NewReplacer("Lindqvist", "Lindgren", "MRN-1", "MRN-2", "1970", "1980", `"male"`, `"female"`).Replace(adam))
 	w.mineObs = w.create("Observation", fmt.Sprintf(weight, w.mine.ID))
 	w.otherObs = w.create("Observation", fmt.Sprintf(weight, w.other.ID))
+	w.treat(drRivera, w.mine)
+	return w
+}
+
+// treat makes an Encounter that is under way.
+func (w *ward) treat(practitioner string, patient *phi.Written) {
+	w.t.Helper()
 	w.create("Encounter", fmt.Sprintf(`{"resourceType":"Encounter","status":"in-progress",`+
 		`"class":{"system":"http://terminology.hl7.org/CodeSystem/v3-ActCode","code":"AMB"},"subject":{"reference":"Patient/%s"},`+
-		`"participant":[{"individual":{"reference":"Practitioner/%s"}}]}`, w.mine.ID, drRivera))
-	return w
+		`"participant":[{"individual":{"reference":"Practitioner/%s"}}]}`, patient.ID, practitioner))
 }
 
 func (w *ward) as(role string) *phi.Caller {

@@ -101,3 +101,17 @@ func (s *Storage) passes(w *phi.Write, gates *auth.Filter) bool {
 	}
 	return gates.Segments.Has(segment) || !gates.Exempt && opened
 }
+
+// Touch makes everything that is cached of relationships and consents be asked for again.
+func (s *Storage) Touch() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.epoch++
+}
+
+// SetPolicy replaces the policy; it must have another version.
+func (s *Storage) SetPolicy(p auth.Policy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.policy = p
+}
