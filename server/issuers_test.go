@@ -13,12 +13,14 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi/keyset/kmstest"
 )
 
@@ -211,6 +213,34 @@ func TestIssuersFile(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		} else if err != nil && strings.Contains(err.Error(), "in the file") {
 			t.Errorf("the error quotes a secret: %v", err)
+		}
+	}
+}
+
+// TestIssuersOfREADME holds that the example for operators is one.
+func TestIssuersOfREADME(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(readme), "### Issuers of tokens")
+	_, after, _ = strings.Cut(after, "```json\n")
+	example, _, ok := strings.Cut(after, "```")
+	file := filepath.Join(t.TempDir(), "issuers.json")
+	if err := os.WriteFile(file, []byte(example), 0o600); err != nil || !ok {
+		t.Fatal("the README has no example")
+	}
+	list, err := readIssuers(file)
+	if err != nil || len(list) != 3 || list[0].Binding != auth.BindingDPoP || time.Duration(list[0].MaxLifetime) != time.Hour || list[2].Introspection == nil {
+		t.Errorf("%+v, %v", list, err)
+	}
+	// Every member of the file is in the table.
+	table, _, _ := strings.Cut(after, "### The KMS key")
+	for _, of := range []reflect.Type{reflect.TypeFor[issuerSettings](), reflect.TypeFor[introspectionSettings]()} {
+		for i := range of.NumField() {
+			if name := of.Field(i).Tag.Get("json"); !strings.Contains(table, "`"+name+"`") {
+				t.Errorf("the README does not tell of %s", name)
+			}
 		}
 	}
 }
