@@ -1,7 +1,9 @@
 package phi
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -308,4 +310,14 @@ func (c *consenting) warnings() (list []fhir.Issue) {
 		})
 	}
 	return list
+}
+
+// felt makes a change of a Consent felt by the next request here, as it is on other instances within a second.
+func (a *attempt) felt(ctx context.Context, changes []*change) {
+	if !slices.ContainsFunc(changes, func(c *change) bool { return c.ref.Type == consentType }) {
+		return
+	}
+	if err := a.access.Refresh(context.WithoutCancel(ctx)); err != nil { // the lease ends what is cached
+		a.logger.LogAttrs(ctx, slog.LevelWarn, "records: a change of a consent was not taken over at once", slog.Any("err", err))
+	}
 }

@@ -72,7 +72,6 @@ func TestConsentDenies(t *testing.T) {
 		t.Fatal("the own patient is not to be seen")
 	}
 	c := w.create("Consent", consent(w.mine.ID, `{"type":"deny",`+toRivera+`}`))
-	w.refresh()
 	if w.sees(rivera, w.mine) || w.sees(rivera, w.mineObs) || w.sees(rivera, c) {
 		t.Error("who is denied sees")
 	}
@@ -103,7 +102,6 @@ func TestConsentDenies(t *testing.T) {
 	if _, err := w.Records.Delete(ctx, backend(), c.Ref, 0); err != nil {
 		t.Fatal(err)
 	}
-	w.refresh()
 	if !w.sees(rivera, w.mine) {
 		t.Error("the Consent is gone and denies")
 	}
@@ -115,7 +113,6 @@ func TestConsentDeniesEverybody(t *testing.T) {
 	ctx := context.Background()
 	text := consent(w.mine.ID, `{"type":"deny"}`)
 	c := w.create("Consent", text)
-	w.refresh()
 	for _, who := range []*phi.Caller{w.as("dr-rivera"), w.as("nurse"), w.as("registrar"), w.as("billing"), w.as("backend")} {
 		if w.sees(who, w.mine) {
 			t.Errorf("%s sees", who.Principal.Roles)
@@ -138,7 +135,6 @@ func TestConsentDeniesEverybody(t *testing.T) {
 	if _, err := w.Records.Update(ctx, w.as("dr-rivera"), c.Ref, []byte(rejected), 0); err != nil {
 		t.Fatalf("lifting the restriction: %v", err)
 	}
-	w.refresh()
 	if !w.sees(w.as("dr-rivera"), w.mine) || !w.sees(w.as("registrar"), w.mine) {
 		t.Error("a Consent that is not active denies")
 	}
@@ -154,7 +150,6 @@ func TestSensitiveSegments(t *testing.T) {
 	rivera, patient := w.as("dr-rivera"), w.as("patient")
 	seen := func(what string, wantSUD, wantNote bool) {
 		t.Helper()
-		w.refresh()
 		if w.sees(rivera, sud) != wantSUD || w.sees(rivera, note) != wantNote || !w.sees(rivera, w.mineObs) {
 			t.Errorf("%s: the physician sees part 2 %v, notes %v", what, !wantSUD, !wantNote)
 		}

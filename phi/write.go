@@ -567,6 +567,7 @@ func (a *attempt) commit(ctx context.Context, changes []*change, guards []*guard
 		}
 		return e
 	}
+	a.felt(ctx, active)
 	if len(active) == 1 {
 		c := active[0]
 		a.decision, a.view = c.decision, c.view

@@ -299,7 +299,7 @@ func (c *call) written(w *phi.Written) error {
 		if w.Unchanged {
 			text = "a matching resource exists; nothing was stored"
 		}
-		return c.send(status, appendOutcome(nil, []fhir.Issue{{Severity: "information", Code: "informational", Diagnostics: text}}))
+		return c.send(status, appendOutcome(nil, append([]fhir.Issue{{Severity: "information", Code: "informational", Diagnostics: text}}, w.Warnings...)))
 	}
 	return c.send(status, w.JSON.Reveal())
 }

@@ -129,7 +129,30 @@ func (c *call) refuse(err error) {
 	} else if r.event == (audit.ID{}) {
 		r.event = c.trace.Refusal
 	}
+	if r.status == http.StatusForbidden && strings.HasSuffix(r.challenge, `error="insufficient_scope"`) {
+		r.challenge += c.wanted()
+	}
 	c.answer(r)
+}
+
+// wanted is the scope that the request needs at least, as a parameter of the challenge (RFC 6750 section 3.1). It follows from the
+// request alone, whatever it was that the caller lacks.
+func (c *call) wanted() string {
+	t, ok := c.s.types[c.http.Params("type")]
+	letter := map[string]string{
+		"create": "c", "read": "r", "vread": "r", "history-instance": "r", "update": "u", "delete": "d", "search-type": "s",
+	}[c.route.interaction]
+	if !ok || letter == "" || c.principal == nil {
+		return ""
+	}
+	level := "user"
+	switch p := c.principal; {
+	case p.Patient != "":
+		level = "patient"
+	case p.FHIRUser == "" && p.AuthTime.IsZero():
+		level = "system"
+	}
+	return `, scope="` + level + "/" + t + "." + letter + `"`
 }
 
 // survive is the last line: a panic while a refusal is written or observed would end the process, for fasthttp does not
@@ -269,7 +292,7 @@ func (c *call) action() audit.Action {
 		return audit.ActionUpdate
 	case "delete", "relationship-end", "assignment-end", "patient-shred", "emergency-end":
 		return audit.ActionDelete
-	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "assignment-read", "erasure-list", "erasure-read", "emergency-list", "emergency-read", "alert-list", "decision-read":
+	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "assignment-read", "relationship-list", "erasure-list", "erasure-read", "emergency-list", "emergency-read", "alert-list", "decision-read":
 		return audit.ActionRead
 	default:
 		return audit.ActionExecute
