@@ -87,9 +87,12 @@ func newIntrospector(cfg VerifierConfig, is IssuerConfig) (*introspector, error)
 	return i, nil
 }
 
-// signed reports whether a token is to be read as a JWT: it begins as base64url of a JSON object does. Such a token is never handed
-// to an issuer that its iss does not name.
-func signed(token []byte) bool { return bytes.HasPrefix(token, []byte("eyJ")) }
+// signed reports whether a token is to be read as a JWT: it has as many parts as one that is signed or encrypted, and begins as base64url
+// of a JSON object does. Such a token is never handed to an issuer that its iss does not name.
+func signed(token []byte) bool {
+	parts := bytes.Count(token, []byte(".")) + 1
+	return (parts == 3 || parts == 5) && (bytes.HasPrefix(token, []byte("ey")) || bytes.HasPrefix(token, []byte("ew")))
+}
 
 // issuerOfOpaque finds the issuer to ask about a token that does not say whose it is: the one with the longest prefix of it. nil when
 // there is none.

@@ -126,7 +126,10 @@ func TestIntrospection(t *testing.T) {
 	}
 	// Another prefix is nobody's; a token that looks like a JWT is judged as one and not handed to anybody.
 	before := o.calls.Load()
-	for _, token := range []string{strings.Replace(opaqueToken, "ory_", "abc_", 1), is.token(nil) + "x", is.token(map[string]any{"iss": "https://evil.test"})} {
+	for _, token := range []string{
+		strings.Replace(opaqueToken, "ory_", "abc_", 1), is.token(nil) + "x", is.token(map[string]any{"iss": "https://evil.test"}),
+		is.sign("es", `{ "alg":"RS256","kid":"es","typ":"at+jwt"}`, is.claims(nil)), is.sign("es", "{\n"+`"alg":"RS256","kid":"es","typ":"at+jwt"}`, is.claims(nil)),
+	} {
 		if _, err := ask(v, token); !errors.Is(err, ErrToken) {
 			t.Errorf("%q: %v", token[:8], err)
 		}
@@ -420,7 +423,10 @@ func TestIntrospectionConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for token, want := range map[string]string{"x_1": "a", "x_y_1": "b", "z": "c"} {
+	for token, want := range map[string]string{"x_1": "a", "x_y_1": "b", "z": "c", "eyJhbGciOiJub25lIn0": "c", "eyJ.a": "c"} {
+		if signed([]byte(token)) {
+			t.Errorf("%s is taken for a JWT", token)
+		}
 		if got := v.issuerOfOpaque([]byte(token)); got == nil || got.Name != want {
 			t.Errorf("%s: goes to %v, want %s", token, got, want)
 		}

@@ -69,7 +69,8 @@ type keyring struct {
 	ended    time.Time     // of the last attempt
 	demanded time.Time     // last refresh for an unknown key id
 
-	failed atomic.Uint64 // fetches
+	failed  atomic.Uint64 // fetches
+	keeping sync.WaitGroup
 }
 
 // newKeyring makes the keyring of an issuer; alert is told what an officer must know.
@@ -108,6 +109,7 @@ func (k *keyring) run(ctx context.Context) {
 		if running != nil {
 			<-running
 		}
+		k.keeping.Wait()
 		k.client.CloseIdleConnections()
 	}()
 	for {
@@ -213,10 +215,10 @@ func (k *keyring) refresh() <-chan struct{} {
 			k.restore(k.ctx)
 		}
 		k.finish(delay, err)
-		close(done)
 		if err == nil {
-			k.keep(k.ctx)
+			k.keeping.Go(func() { k.keep(k.ctx) })
 		}
+		close(done)
 	}()
 	return done
 }
