@@ -1,11 +1,14 @@
 package auth
 
 import (
+	"bytes"
 	"fmt"
 	"reflect"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/go-json-experiment/json"
 )
 
 // Change is one difference between two policies, in words.
@@ -73,7 +76,11 @@ func rank(c Change) int {
 }
 
 // same reports whether two documents are the same but for lists that are empty or not there.
-func same(a, b Document) bool { return reflect.DeepEqual(a.Policy(), b.Policy()) }
+func same(a, b Document) bool {
+	x, xe := json.Marshal(NewDocument(a.Policy()))
+	y, ye := json.Marshal(NewDocument(b.Policy()))
+	return xe == nil && ye == nil && bytes.Equal(x, y)
+}
 
 type comparison struct{ list []Change }
 
@@ -252,7 +259,7 @@ func (r *DocumentRole) forbids(t string, letter int) (list []DocumentPermission)
 }
 
 // covered reports whether a rule of the new list lets nobody do, for the purpose, what the old list did not, nor see more of it: an old rule
-// covers it, and what went before that one and showed less still goes before it.
+// covers it, and where one went before that and showed less, one still goes before it.
 func covered(n DocumentPermission, purpose string, old, now []DocumentPermission) bool {
 	ahead := now[:slices.IndexFunc(now, func(x DocumentPermission) bool { return reflect.DeepEqual(x, n) })]
 	for i, o := range old {
@@ -263,7 +270,7 @@ func covered(n DocumentPermission, purpose string, old, now []DocumentPermission
 			if !slices.Contains(e.Purposes, purpose) || viewShows(e.View, n.View) {
 				return false
 			}
-			return !slices.ContainsFunc(ahead, func(f DocumentPermission) bool { return f.reaches(e, purpose) && viewShows(e.View, f.View) })
+			return !slices.ContainsFunc(ahead, func(f DocumentPermission) bool { return f.reaches(e, purpose) })
 		})
 	}
 	return false
