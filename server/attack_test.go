@@ -33,7 +33,10 @@ const (
 	answerN = "N" // 401, no credentials
 	answerT = "T" // 401 invalid_token
 	answerQ = "Q" // 400 invalid_request
-	answerS = "S" // 403 insufficient_scope
+	answerS = "S" // 403 insufficient_scope; with a scope behind it where the request tells which
+	answerU = "U" // 401, another sign-in is needed (RFC 9470)
+	answerD = "D" // 401 to a token that is bound to a key (RFC 9449)
+	answerP = "P" // the same, for a bad proof
 	answerX = "X" // 503 with Retry-After
 )
 
@@ -50,6 +53,15 @@ func answers(letter string) (status int, challenge string) {
 		return 403, `Bearer realm="chartkeep", error="insufficient_scope"`
 	case answerX:
 		return 503, ""
+	case answerU:
+		return 401, `Bearer realm="chartkeep", error="insufficient_user_authentication", max_age="300"`
+	case answerD:
+		return 401, `DPoP realm="chartkeep", error="invalid_token", algs="` + strings.Join(auth.ProofAlgorithms(), " ") + `"`
+	case answerP:
+		return 401, `DPoP realm="chartkeep", error="invalid_dpop_proof", algs="` + strings.Join(auth.ProofAlgorithms(), " ") + `"`
+	}
+	if scope, ok := strings.CutPrefix(letter, answerS+" "); ok {
+		return 403, `Bearer realm="chartkeep", error="insufficient_scope", scope="` + scope + `"`
 	}
 	fmt.Sscan(letter, &status)
 	return status, ""
@@ -68,7 +80,7 @@ type attack struct {
 
 	want   string // a letter, or a status
 	reason string // of the one event, for officers; where maps have no order, one of several
-	events int    // when it is not one; -1 for none
+	events int    // when it is not one; -1 for none, -2 for one or more
 }
 
 // target is a server under attack.
@@ -80,7 +92,7 @@ type target struct {
 	addr     string
 	base     string // of the FHIR API, and what aud must contain there
 	officers string // what aud must contain under /v1
-	offset   atomic.Int64
+	offset   *atomic.Int64
 	shots    int
 	fired    []shot
 	bodies   map[string]string // one for each kind of refusal
@@ -95,20 +107,29 @@ type shot struct {
 // openTarget starts a server whose tokens the test signs itself.
 func openTarget(t *testing.T, limits rest.Limits, change func(*auth.VerifierConfig)) *target {
 	t.Helper()
-	x := &target{laboratory: openLaboratory(t, audit.Process, ""), bodies: map[string]string{}}
+	x := &target{laboratory: openLaboratory(t, audit.Process, ""), bodies: map[string]string{}, offset: new(atomic.Int64)}
 	x.forger = newForger(t, x.now)
+	x.serve(t, limits, change)
+	return x
+}
+
+// serve starts the HTTP surface on the target's rooms; what aud must contain is that of the first instance.
+func (x *target) serve(t *testing.T, limits rest.Limits, change func(*auth.VerifierConfig)) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	x.addr = l.Addr().String()
-	x.base, x.officers = "http://"+x.addr+"/fhir/R4", "http://"+x.addr+"/v1"
+	if x.base == "" {
+		x.base, x.officers = "http://"+x.addr+"/fhir/R4", "http://"+x.addr+"/v1"
+	}
 	cfg := auth.VerifierConfig{
 		Issuers: []auth.IssuerConfig{{
 			Issuer: x.forger.issuer, Audience: x.base, Audiences: map[auth.Profile]string{auth.ProfileOfficers: x.officers},
 			JWKSURL: x.forger.server.URL, AssertsSignIn: true, RolesInToken: true,
 		}},
-		Insecure: true, Now: x.now, Logger: x.sink.Logger,
+		Insecure: true, Now: x.now, Logger: x.sink.Logger, Revocations: x.rooms.revoked, Sessions: x.rooms.sessions,
 	}
 	if change != nil {
 		change(&cfg)
@@ -130,7 +151,6 @@ func openTarget(t *testing.T, limits rest.Limits, change func(*auth.VerifierConf
 	if err := awaitReady(t.Context(), "http://"+x.addr+"/readyz"); err != nil {
 		t.Fatal(err)
 	}
-	return x
 }
 
 // now is the verifier's clock.
@@ -221,7 +241,7 @@ func (x *target) check(t *testing.T, a attack, res answered) {
 	if res.StatusCode != status {
 		t.Errorf("%s: status %d, want %d\n%s", where, res.StatusCode, status, res.body)
 	}
-	if got := strings.Join(res.Header.Values("WWW-Authenticate"), ", "); status >= 400 && got != challenge {
+	if got := strings.Join(res.Header.Values("WWW-Authenticate"), ", "); status >= 400 && status != 503 && got != challenge {
 		t.Errorf("%s: challenge %q, want %q", where, got, challenge)
 	}
 	if status == 503 && res.Header.Get("Retry-After") == "" {
@@ -235,14 +255,14 @@ func (x *target) check(t *testing.T, a attack, res answered) {
 	if bytes.Contains(res.body, []byte(plantedText)) {
 		t.Errorf("%s: the body holds what was planted: %s", where, res.body)
 	}
-	if status < 400 || len(res.body) == 0 {
+	if status < 400 || status == 422 || len(res.body) == 0 { // what is wrong with the content is said
 		return
 	}
 	body := strings.ReplaceAll(string(res.body), res.Header.Get("X-Request-Id"), "ID")
 	if id := res.Header.Get("X-Decision-Id"); id != "" {
 		body = strings.ReplaceAll(body, id, "DECISION")
 	}
-	kind := fmt.Sprint(a.want, " ", res.Header.Get("Content-Type"))
+	kind := fmt.Sprint(a.want[:1], " ", status, " ", res.Header.Get("Content-Type"))
 	if was, seen := x.bodies[kind]; !seen {
 		x.bodies[kind] = body
 	} else if was != body {
@@ -274,7 +294,7 @@ func (x *target) settle(t *testing.T) {
 		if want == 0 {
 			want = 1
 		}
-		if len(page.Events) != max(want, 0) {
+		if want == -2 && len(page.Events) == 0 || want != -2 && len(page.Events) != max(want, 0) {
 			t.Errorf("%s: %d events, want %d: %s", where, len(page.Events), max(want, 0), res.body)
 		}
 		for _, e := range page.Events {
@@ -466,7 +486,7 @@ func (x *target) attacks() []attack {
 	)
 	// A subject and a record whose names, joined, are another pair's.
 	plain(47, "a$$b", "GET", "", "", "200", `"read"`, with(map[string]any{"sub": "a$$b"}))
-	plain(47, "a", "GET", "", "", answerS, "scope-missing", with(map[string]any{"sub": "a", "roles": []string{"nobody"}}))
+	plain(47, "a", "GET", "", "", answerS+" system/Patient.r", "scope-missing", with(map[string]any{"sub": "a", "roles": []string{"nobody"}}))
 	// Headers that name a caller name nobody.
 	for _, h := range []string{
 		"X-User: admin-root", "X-Roles: admin", "X-Forwarded-User: admin-root", "X-Auth-Request-User: admin-root", "X-Remote-User: admin-root", "Remote-User: admin-root",
