@@ -149,7 +149,8 @@ func (s *Policies) Propose(ctx context.Context, p *auth.Proposal, dry bool) erro
 		}
 		p.Widens, p.State = auth.Widens(p.Changes), auth.StateRequested
 		if !p.Widens {
-			if p.State, p.Version, err = auth.StateApplied, 0, apply(ctx, tx, &p.Document, &p.Version); err != nil {
+			p.State = auth.StateApplied
+			if err := apply(ctx, tx, &p.Document, &p.Version); err != nil {
 				return err
 			}
 		}

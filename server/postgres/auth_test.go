@@ -52,6 +52,9 @@ func emptied(p auth.Policy) auth.Policy {
 			*list = nil
 		}
 	}
+	if len(p.Assignments) == 0 {
+		p.Assignments = nil
+	}
 	for i := range p.Permissions {
 		none(&p.Permissions[i].Segments)
 		none(&p.Permissions[i].Purposes)
