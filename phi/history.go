@@ -53,6 +53,7 @@ func (a *attempt) history(ctx context.Context, count int, page string) (*Page, *
 		return nil, stored(err)
 	}
 	if len(rows) == 0 {
+		a.decoy(ctx, notFound())
 		return nil, notFound()
 	}
 	// The newest version decides whether there is anything to see at all; each version then decides about itself, because a

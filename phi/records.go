@@ -203,6 +203,7 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 	}
 	row, e := a.fetch(ctx)
 	if e != nil {
+		a.decoy(ctx, e)
 		return nil, e
 	}
 	a.version = row.Version
@@ -231,6 +232,17 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 		return nil, gone()
 	}
 	return a.disclose(ctx, row)
+}
+
+// decoy does for a record that is not there what is done for one that the caller may not see: the relationship is looked up, so that both
+// take their time.
+func (a *attempt) decoy(ctx context.Context, e *Error) {
+	if e.Kind != NotFound || !belongs(a.ref.Type) {
+		return
+	}
+	decision, view, confines := a.decision, a.view, a.confines
+	_ = a.admit(ctx, a.verb.letter, a.ref.Type, []string{a.ref.ID}, segmentGeneral, notFound) // whatever it says, there is no record
+	a.decision, a.view, a.confines = decision, view, confines
 }
 
 func (a *attempt) fetch(ctx context.Context) (row *Sealed, e *Error) {
