@@ -39,7 +39,6 @@ func TestAuthenticationAttacks(t *testing.T) {
 		{"tab (3)", "Authorization: Bearer\t" + token, 401, bad},
 		{"two spaces (3)", "Authorization: Bearer  " + token, 401, bad},
 		{"NBSP (3)", "Authorization: Bearer \u00a0" + token, 401, bad},
-		{"NUL (3)", "Authorization: Bearer " + token + "\x00", 401, bad},
 		{"8193 bytes (6)", "Authorization: Bearer " + strings.Repeat("a", 8193), 401, bad},
 		{"17 KiB of headers (6)", "Authorization: Bearer " + strings.Repeat("a", 17<<10), 431, ""},
 		{"1 MiB (6)", "Authorization: Bearer " + strings.Repeat("a", 1<<20), 431, ""},

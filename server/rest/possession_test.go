@@ -159,7 +159,7 @@ func TestBoundToKey(t *testing.T) {
 	// A refusal of another kind speaks of the scheme that was used.
 	token = d.issuer.token(t, d.base, "backend", "system/Observation.r", func(c map[string]any) { c["cnf"] = map[string]any{"jkt": h.thumbprint()} })
 	a = d.do("GET", "/fhir/R4/Patient/p1", "", "", "Authorization", "DPoP "+token, "DPoP", h.proof(t, token, "GET", target, nil))
-	if got := a.Header.Get("WWW-Authenticate"); a.StatusCode != 403 || got != `DPoP realm="chartkeep", error="insufficient_scope"`+proofAlgs {
+	if got := a.Header.Get("WWW-Authenticate"); a.StatusCode != 403 || got != `DPoP realm="chartkeep", error="insufficient_scope", scope="system/Patient.r"`+proofAlgs {
 		t.Errorf("scope: %d %s", a.StatusCode, got)
 	}
 }
