@@ -70,12 +70,15 @@ type judged struct {
 	opened  bool   // the record's segment, by consents of all of them
 }
 
-// add takes in one more patient.
-func (j *judged) add(f *Fact, r *Request, purpose string, now time.Time, first bool) {
+// add takes in one more patient. The clock is read for those only who have consents.
+func (j *judged) add(f *Fact, r *Request, purpose string, now func() time.Time, first bool) {
 	if j.related == "" {
 		j.related = f.Related
 	}
-	denied, opened := JudgeConsents(f.Consents, r.Type, r.Segment, purpose, now)
+	denied, opened := false, false
+	if len(f.Consents) > 0 {
+		denied, opened = JudgeConsents(f.Consents, r.Type, r.Segment, purpose, now())
+	}
 	j.denied = j.denied || denied
 	j.opened = opened && (first || j.opened)
 }
@@ -85,7 +88,7 @@ func (j *judged) add(f *Fact, r *Request, purpose string, now time.Time, first b
 func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose string, fresh bool) (judged, error) {
 	// The epochs are read before the storage is asked: an answer that a change overtakes is kept under the old epochs, where
 	// nobody finds it.
-	epochs, now, wall := a.epochs.Load(), a.clock(), a.now()
+	epochs, now := a.epochs.Load(), a.clock()
 	who := actor(p)
 	leased := a.leased(now)
 	var all judged
@@ -97,7 +100,7 @@ func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose stri
 				known = false
 				break
 			}
-			all.add(f, &r, purpose, wall, i == 0)
+			all.add(f, &r, purpose, a.now, i == 0)
 		}
 		if known && (!fresh || all.related != "") {
 			a.hits.Add(1)
@@ -112,10 +115,11 @@ func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose stri
 	if len(facts) != len(r.Patients) {
 		return judged{}, fmt.Errorf("storage told %d facts about %d patients", len(facts), len(r.Patients))
 	}
-	all, wall = judged{}, a.now()
+	all = judged{}
+	wall := a.now()
 	for i := range facts {
 		f := &facts[i]
-		all.add(f, &r, purpose, wall, i == 0)
+		all.add(f, &r, purpose, a.now, i == 0)
 		life := factLife
 		if !f.Until.IsZero() {
 			life = min(life, f.Until.Sub(wall))
