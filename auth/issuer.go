@@ -12,17 +12,20 @@ import (
 
 // IssuerConfig is an issuer of access tokens and what it is trusted with. Nothing that is not said here is believed of it.
 type IssuerConfig struct {
-	Name        string             // "" for one of all issuers, else 1 to 32 of a-z, 0-9 and "-"; see Principal
-	Issuer      string             // exact value of iss
-	Audience    string             // value that aud must contain
-	Audiences   map[Profile]string // of route groups that have an audience of their own
-	JWKSURL     string             // where its keys are; "" when it is asked about its JWTs too
-	Algorithms  []string           // nil: PS256, ES256, EdDSA, RS256
-	Types       []string           // values of typ; nil: at+jwt and application/at+jwt (RFC 9068 section 4)
-	Leeway      time.Duration      // for its clock; 30 s when 0
-	MaxLifetime time.Duration      // exp-iat at most; 24 h when 0
-	StaleFor    time.Duration      // how long its last keys serve while it does not answer; 24 h when 0, 1 h at least
-	Grace       time.Duration      // how long a key that it has withdrawn goes on being accepted; none when 0
+	Name     string // "" for one of all issuers, else 1 to 32 of a-z, 0-9 and "-"; see Principal
+	Issuer   string // exact value of iss
+	Audience string // value that aud must contain
+	// LogoutAudience is the client id under which this service is registered for back-channel logout: the aud of logout tokens.
+	// Audience when "".
+	LogoutAudience string
+	Audiences      map[Profile]string // of route groups that have an audience of their own
+	JWKSURL        string             // where its keys are; "" when it is asked about its JWTs too
+	Algorithms     []string           // nil: PS256, ES256, EdDSA, RS256
+	Types          []string           // values of typ; nil: at+jwt and application/at+jwt (RFC 9068 section 4)
+	Leeway         time.Duration      // for its clock; 30 s when 0
+	MaxLifetime    time.Duration      // exp-iat at most; 24 h when 0
+	StaleFor       time.Duration      // how long its last keys serve while it does not answer; 24 h when 0, 1 h at least
+	Grace          time.Duration      // how long a key that it has withdrawn goes on being accepted; none when 0
 
 	Binding       Binding              // how its tokens must be bound to their senders
 	ProofNonce    Nonces               // whether DPoP proofs with its tokens must carry a nonce of ours
@@ -64,13 +67,14 @@ type trusted struct {
 	IssuerConfig
 	keys *keyring      // nil when it is asked about all its tokens
 	ask  *introspector // nil when it is asked about none
+	base string        // VerifierConfig.Base
 
 	refused [stages]atomic.Uint64
 }
 
 // newTrusted puts an issuer to work.
 func newTrusted(cfg VerifierConfig, is IssuerConfig, alert func(desc string)) (t *trusted, err error) {
-	t = &trusted{IssuerConfig: is}
+	t = &trusted{IssuerConfig: is, base: strings.TrimSuffix(cfg.Base, "/")}
 	if is.JWKSURL != "" || is.Introspection == nil {
 		if t.keys, err = newKeyring(cfg, is, alert); err != nil {
 			return nil, err
@@ -151,6 +155,9 @@ func (cfg IssuerConfig) withDefaults() (IssuerConfig, error) {
 	}
 	if cfg.MaxLifetime == 0 {
 		cfg.MaxLifetime = 24 * time.Hour
+	}
+	if cfg.MaxLifetime+2*cfg.Leeway > revocationLife {
+		return cfg, fmt.Errorf("tokens may live for %v at most: so long are revocations kept", revocationLife)
 	}
 	if cfg.StaleFor == 0 {
 		cfg.StaleFor = 24 * time.Hour

@@ -54,7 +54,7 @@ func (r Revocation) complete(now time.Time) (Revocation, error) {
 	switch {
 	case r.Kind == RevokeAll && r.ID != "", r.Kind != RevokeAll && !printable(r.ID, 2*maxName):
 		return r, errors.New("id is not one")
-	case !r.NotBefore.IsZero() && r.NotBefore.Year() < 1970 || r.NotBefore.After(Never()):
+	case !r.NotBefore.IsZero() && r.NotBefore.Year() < 1970, r.NotBefore.After(Never()), r.NotBefore.Equal(Never()) && r.Kind != RevokeSubject:
 		return r, errors.New("time is out of range")
 	case r.Reason == "" || len(r.Reason) > 500 || r.By == "" || len(r.By) > 2*maxName:
 		return r, errors.New("reason or author is missing or too long")

@@ -30,6 +30,7 @@ type VerifierConfig struct {
 	Issuers  []IssuerConfig // at least one
 	CacheFor time.Duration  // verified-token cache; 60 s when 0
 	Insecure bool           // allow http for the issuers' URLs on loopback (demo)
+	Base     string         // of this server's FHIR API: an absolute fhirUser below it names a record of ours; "" knows none
 	Client   *http.Client
 
 	ProofWindow time.Duration // that the iat of a DPoP proof may lie before or after now; 30 s when 0, 60 s at most
@@ -101,6 +102,7 @@ type Verifier struct {
 	cache    *tokenCache
 	revoked  *Revocations
 	sessions *Sessions // may be nil
+	logouts  logouts
 	proofs   *proofs
 	flights  singleflight.Group
 	ahead    chan renewal
@@ -214,6 +216,27 @@ func (v *Verifier) fly(ctx context.Context, on Profile, d digest, token []byte) 
 	return e.(*verified), nil
 }
 
+// What RFC 9068 section 4 and RFC 8725 section 3 ask of whoever accepts a token, and where it is done:
+//
+//	9068   typ is at+jwt, application/at+jwt                accepts; another type only by configuration, and then claims.accessToken
+//	9068   encrypted when that was agreed on                never agreed on: parseHeader, split
+//	9068   iss is exactly the issuer                        issuerOf, before the signature, to choose keys; judge, after it
+//	9068   aud contains the resource's identifier           meant, per group of routes
+//	9068   signature, alg none refused, keys of the issuer  keyring.lookup, key.verify
+//	9068   now is before exp; auth_time, acr, amr           current; StepUp, when the issuer asserts them
+//	8725   3.1 the caller says which algorithm              key.alg: a key has one, a token has no say
+//	8725   3.2 appropriate algorithms                       knownAlgorithms: asymmetric only, narrowed by issuer
+//	8725   3.3 all cryptographic operations are validated   one signature, no nesting
+//	8725   3.4 inputs are validated                         fit: curve, point, modulus, exponent
+//	8725   3.5 keys have entropy                            no secret is ever a key here: oct keys are an alert
+//	8725   3.6 no compression                               parseHeader: zip is a member that it does not know
+//	8725   3.7 UTF-8                                        json decodes nothing else; tooDeep and crowded bound it
+//	8725   3.8 iss and sub                                  judge, wellFormed; Verifier.local keeps the subjects of issuers apart
+//	8725   3.9 aud                                          meant
+//	8725   3.10 claims are not to be trusted                kid looks up in a map; jku, x5u, jwk, x5c are refused by their presence
+//	8725   3.11 explicit typing                             accepts
+//	8725   3.12 rules that exclude each other               typ, aud; logout tokens and proofs have gates of their own
+
 // verify checks a token from its first byte to its last claim and caches the outcome. Refusals are not cached: most of
 // their reasons can heal.
 func (v *Verifier) verify(ctx context.Context, on Profile, d digest, token []byte) (*verified, error) {
@@ -310,9 +333,7 @@ func (v *Verifier) admit(ctx context.Context, at *progress, e *verified, now tim
 		return err
 	}
 	if e.key != nil {
-		if p.KeyID = e.key.id; at.issuer.Name != "" {
-			p.KeyID = at.issuer.Name + "|" + p.KeyID
-		}
+		p.KeyID = at.issuer.keyID(e.key.id)
 	}
 	at.stage = StageRevoked
 	if v.revoked.dead(p) {
@@ -320,7 +341,7 @@ func (v *Verifier) admit(ctx context.Context, at *progress, e *verified, now tim
 	}
 	if v.sessions != nil {
 		at.stage = StageSession
-		until := time.Time{}
+		var until time.Time
 		var err error
 		if e.session, e.idle, until, err = v.sessions.admit(ctx, p, now); err != nil {
 			return err

@@ -33,6 +33,7 @@ type issuerSettings struct {
 	Issuer        string                  `json:"issuer"`
 	Audience      string                  `json:"audience"` // that of --audience when empty
 	Audiences     map[auth.Profile]string `json:"audiences"`
+	LogoutAud     string                  `json:"logout_audience"`
 	JWKS          string                  `json:"jwks_uri"` // that of the issuer's metadata when empty
 	Algorithms    []string                `json:"algorithms"`
 	Types         []string                `json:"types"`
@@ -129,7 +130,7 @@ func productionIssuer(issuer string) error {
 // config reads what an issuer's settings name: its metadata, and the files of secrets. audience is for an issuer that has none of its own.
 func (is *issuerSettings) config(ctx context.Context, audience string, kept *auth.Publications, log *slog.Logger) (auth.IssuerConfig, rest.Issuer, error) {
 	cfg := auth.IssuerConfig{
-		Name: is.Name, Issuer: is.Issuer, Audience: is.Audience, Audiences: is.Audiences, JWKSURL: is.JWKS, Algorithms: is.Algorithms, Types: is.Types,
+		Name: is.Name, Issuer: is.Issuer, Audience: is.Audience, Audiences: is.Audiences, LogoutAudience: is.LogoutAud, JWKSURL: is.JWKS, Algorithms: is.Algorithms, Types: is.Types,
 		Leeway: time.Duration(is.Leeway), MaxLifetime: time.Duration(is.MaxLifetime), StaleFor: time.Duration(is.StaleFor), Grace: time.Duration(is.Grace),
 		Binding: is.Binding, ProofNonce: is.ProofNonce, AssertsSignIn: is.AssertsSignIn, RolesInToken: is.RolesInToken,
 	}

@@ -40,6 +40,8 @@ func Policy() auth.Policy {
 		{"admin", "assignment:write"}, {"officer", "policy:read"}, {"officer", "policy:approve"}, {"officer", "assignment:approve"},
 		{"security", "policy:read"}, {"security", "policy:approve"}, {"security", "assignment:approve"},
 		{"officer", "sessions:read"}, {"security", "sessions:read"}, {"admin", "sessions:read"}, {"security", "sessions:end"}, {"admin", "sessions:end"},
+		{"clinician", "sessions:own"}, {"nurse", "sessions:own"}, {"registrar", "sessions:own"}, {"billing", "sessions:own"}, {"researcher", "sessions:own"},
+		{"patient", "sessions:own"}, {"backend", "sessions:own"}, {"officer", "sessions:own"}, {"security", "sessions:own"}, {"admin", "sessions:own"}, {"assessor", "sessions:own"},
 		{"security", "revocations:write"}, {"admin", "revocations:write"}, {"security", "workforce:terminate"}, {"admin", "workforce:terminate"},
 	} {
 		p.Capabilities = append(p.Capabilities, auth.Capability{Role: c[0], Name: c[1]})

@@ -93,7 +93,7 @@ func (c *call) guarded() (err error) {
 		}
 	}()
 	switch g := c.route.guard; g.kind {
-	case guardOpen, guardMounted:
+	case guardOpen, guardMounted, guardLogout:
 	case guardRecords:
 		if err := c.authenticated(); err != nil {
 			return err

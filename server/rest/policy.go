@@ -83,7 +83,12 @@ func policyRefusal(err error) *refusal {
 // change carries out a change of the policy or of who holds a role, between an event of the intent and one of the outcome, and makes it
 // felt at once on this instance. do returns what changed, in words, for the outcome.
 func (c *call) change(entities []audit.Entity, do func() ([]string, error)) error {
-	intent := c.adminEvent(audit.TypePolicy)
+	return c.changeAs(audit.TypePolicy, entities, do)
+}
+
+// changeAs is change with events of a type.
+func (c *call) changeAs(t audit.Type, entities []audit.Entity, do func() ([]string, error)) error {
+	intent := c.adminEvent(t)
 	intent.Outcome, intent.Entities = audit.Intent, entities
 	done := *intent // before the log owns it
 	done.Entities = slices.Clone(entities)

@@ -155,7 +155,7 @@ func (c *call) searchParams() ([]phi.Param, error) {
 	if len(body) == 0 {
 		return list, nil
 	}
-	if err := c.media("application/x-www-form-urlencoded"); err != nil {
+	if err := c.media(mediaForm); err != nil {
 		return nil, err
 	}
 	var form fasthttp.Args

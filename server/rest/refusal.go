@@ -286,13 +286,13 @@ func (c *call) throttledEvent(r *refusal) audit.Event {
 // action is the letter of the request in events.
 func (c *call) action() audit.Action {
 	switch c.route.interaction {
-	case "create", "relationship-grant", "erasure-request", "policy-propose", "assignment-create", "emergency-request":
+	case "create", "revoke", "relationship-grant", "erasure-request", "policy-propose", "assignment-create", "emergency-request":
 		return audit.ActionCreate
 	case "update", "policy-withdraw", "policy-approve", "policy-refuse", "assignment-approve", "assignment-refuse", "erasure-withdraw", "patient-merge", "patient-unmerge", "emergency-decide", "emergency-review", "alert-update":
 		return audit.ActionUpdate
-	case "delete", "relationship-end", "assignment-end", "patient-shred", "emergency-end":
+	case "delete", "session-end", "backchannel-logout", "workforce-terminate", "relationship-end", "assignment-end", "patient-shred", "emergency-end":
 		return audit.ActionDelete
-	case "read", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "assignment-read", "relationship-list", "erasure-list", "erasure-read", "emergency-list", "emergency-read", "alert-list", "decision-read":
+	case "read", "session-list", "revocation-list", "vread", "history-instance", "audit-read", "audit-proof", "policy-read", "assignment-read", "relationship-list", "erasure-list", "erasure-read", "emergency-list", "emergency-read", "alert-list", "decision-read":
 		return audit.ActionRead
 	default:
 		return audit.ActionExecute

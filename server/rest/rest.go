@@ -42,6 +42,8 @@ type Config struct {
 	Level    phi.Levels
 
 	Revocations   *auth.Revocations // whose sessions' ends are recorded; those that Verifier goes by
+	Uses          *auth.Sessions    // those that Verifier goes by; nil: nobody remembers sessions
+	Sessions      Sessions          // nil: /v1/sessions, /v1/revocations and /v1/workforce answer 501
 	Relationships Relationships     // nil: /v1/relationships answers 501
 	Policies      Policies          // nil: /v1/roles, /v1/policy and /v1/assignments answer 501
 	Erasures      *phi.Erasures     // nil: /v1/erasures answers 501

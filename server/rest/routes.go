@@ -34,6 +34,7 @@ const (
 	guardRecords                         // a token; phi.Records decides about the record and records the event
 	guardCapability                      // a token, and a role with the capability
 	guardMounted                         // the mounted handler's own
+	guardLogout                          // a logout token, which is the content of the request and says all that is to be done
 )
 
 // route is one line of the table.
@@ -52,6 +53,9 @@ func (s *Server) table() []route {
 	may := func(capability string) guard { return guard{kind: guardCapability, capability: capability} }
 	own := func(capability string) guard {
 		return guard{kind: guardCapability, capability: capability, own: "emergency:own"}
+	}
+	ones := func(capability string) guard {
+		return guard{kind: guardCapability, capability: capability, own: "sessions:own"}
 	}
 	trail := guard{kind: guardCapability, capability: "audit:read", aliased: "audit:read-aliased"}
 	const (
@@ -123,6 +127,13 @@ func (s *Server) table() []route {
 		{del, v + "/emergency-access/:id", own("emergency:revoke"), "emergency-end", false, (*call).endEmergency},
 		{post, v + "/emergency-access/:id/approval", may("emergency:approve"), "emergency-decide", false, (*call).decideEmergency},
 		{post, v + "/emergency-access/:id/review", may("emergency:review"), "emergency-review", false, (*call).reviewEmergency},
+		{get, v + "/sessions", ones("sessions:read"), "session-list", false, (*call).sessionList},
+		{del, v + "/sessions/:id", ones("sessions:end"), "session-end", false, (*call).endSession},
+		{get, v + "/revocations", may("sessions:read"), "revocation-list", false, (*call).revocationList},
+		{post, v + "/revocations", may("revocations:write"), "revoke", false, (*call).postRevocation},
+		{post, v + "/workforce/:subject/termination", may("workforce:terminate"), "workforce-terminate", false, (*call).terminate},
+		{http.MethodPatch, v + "/scim/v2/Users/:id", may("workforce:terminate"), "workforce-terminate", false, (*call).patchUser},
+		{post, v + "/backchannel-logout", guard{kind: guardLogout}, "backchannel-logout", false, (*call).backchannelLogout},
 		{get, v + "/decisions/:id", may("audit:read"), "decision-read", false, (*call).decision},
 		{get, v + "/alerts", may("alerts:read"), "alert-list", false, (*call).alerts},
 		{post, v + "/alerts/:id/state", may("alerts:write"), "alert-update", false, (*call).moveAlert},
@@ -207,7 +218,7 @@ func (s *Server) newApp() *fiber.App {
 	return app
 }
 
-// Route is a line of the route table, for those who check or describe it. Guard is "open", "records", a capability such
+// Route is a line of the route table, for those who check or describe it. Guard is "open", "records", "logout-token", a capability such
 // as "audit:read", or "" for a route that was left without one (it serves nobody).
 type Route struct{ Method, Pattern, Interaction, Guard string }
 
@@ -226,6 +237,8 @@ func (g guard) String() string {
 		return "open"
 	case guardRecords:
 		return "records"
+	case guardLogout:
+		return "logout-token"
 	case guardCapability:
 		s := g.capability
 		for _, other := range []string{g.aliased, g.own} {

@@ -37,6 +37,11 @@ func TestGuards(t *testing.T) {
 		if r.Guard == "" {
 			t.Errorf("%s %s declares no guard", r.Method, r.Pattern)
 		}
+		if r.Guard == "logout-token" {
+			d.want(d.do(r.Method, path, "", "", "Content-Type", "application/x-www-form-urlencoded"), http.StatusBadRequest)
+			d.want(d.do(r.Method, path, d.as("admin"), "logout_token="+broken, "Content-Type", "application/x-www-form-urlencoded"), http.StatusBadRequest)
+			continue
+		}
 		open := r.Guard == "open"
 		public := []string{"/fhir/R4/metadata", "/fhir/R4/.well-known/smart-configuration", "/v1/openapi.json", "/healthz", "/readyz"}
 		if open != slices.Contains(public, r.Pattern) {

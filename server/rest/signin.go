@@ -143,6 +143,9 @@ func (c *call) authenticated() error {
 func (c *call) signedIn() error {
 	p := c.principal
 	return c.s.sessions.enter(session{p.Session, p.Subject, p.Client}, func() error {
+		if c.s.cfg.Uses != nil {
+			c.s.cfg.Uses.From(p, c.network)
+		}
 		detail, err := audit.SignIn{TokenID: p.TokenID, ACR: p.ACR, AMR: p.AMR, AuthTime: p.AuthTime, Expires: p.Expires}.Encode()
 		if err != nil {
 			return err

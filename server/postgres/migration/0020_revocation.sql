@@ -87,6 +87,8 @@ INSERT INTO capability (role, name) VALUES
   ('officer', 'sessions:read'), ('security', 'sessions:read'), ('admin', 'sessions:read'),
   ('security', 'sessions:end'), ('admin', 'sessions:end'), ('security', 'revocations:write'), ('admin', 'revocations:write'),
   ('security', 'workforce:terminate'), ('admin', 'workforce:terminate');
+-- Everybody may see and end his own.
+INSERT INTO capability (role, name) SELECT name, 'sessions:own' FROM role;
 
 GRANT SELECT, INSERT (epoch, kind, id, not_before, reason, by, expires_at) ON revocation TO chartkeep_records;
 GRANT EXECUTE ON FUNCTION revocation_epoch, drop_revocations TO chartkeep_records;
