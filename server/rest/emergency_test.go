@@ -200,6 +200,30 @@ func TestEmergencyAccess(t *testing.T) {
 	}
 }
 
+// TestEmergencyExpires: a grant ends by its time, without anybody's doing.
+func TestEmergencyExpires(t *testing.T) {
+	w := newWard(t)
+	now := time.Now()
+	w.storage.Put(&auth.EmergencyAccess{
+		ID: "3f0e6cd1-7ee9-4a54-9d8f-6a2f0f6f0a11", Subject: "chen", Session: "s-chen", Patient: "p-1", State: auth.EmergencyGranted, RequestedAt: now, Until: now.Add(3 * time.Second),
+		ReviewBy: now.Add(time.Hour),
+	})
+	for _, status := range []int{http.StatusOK, http.StatusNotFound} {
+		for deadline := now.Add(10 * time.Second); w.do("GET", "/fhir/R4/Patient/p-1", w.chen, "").StatusCode != status; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("not %d in time", status)
+			}
+		}
+	}
+	if took := time.Since(now); took < 3*time.Second || took > 4*time.Second {
+		t.Errorf("over after %v", took)
+	}
+	if g := w.granted(w.want(w.do("GET", "/v1/emergency-access/3f0e6cd1-7ee9-4a54-9d8f-6a2f0f6f0a11", w.chen, ""), http.StatusOK)); g.State != "expired" {
+		t.Errorf("it is %s", g.State)
+	}
+	w.want(w.do("DELETE", "/v1/emergency-access/3f0e6cd1-7ee9-4a54-9d8f-6a2f0f6f0a11", w.chen, ""), http.StatusConflict)
+}
+
 // TestEmergencyIsDurableFirst: nothing is granted while the trail cannot take the event.
 func TestEmergencyIsDurableFirst(t *testing.T) {
 	w := newWard(t)
