@@ -22,7 +22,7 @@ const (
 	maxRoles    = 32
 	maxMethods  = 16
 	maxAudience = 16
-	maxDepth    = 8 // of JSON in a token; real ones have 2
+	maxDepth    = 8   // of JSON in a token; real ones have 2
 	maxListed   = 512 // values in lists that mean nothing here
 )
 
@@ -173,6 +173,15 @@ func (is *trusted) principal(payload []byte, on Profile, typ string, now time.Ti
 	return is.judge(c, on, now)
 }
 
+// relative makes "Practitioner/1" of an absolute fhirUser that is a record of this server (SMART App Launch 2.2, "Scopes for requesting
+// identity data"). One of another server stays as it is, and is nobody here.
+func relative(fhirUser, base string) string {
+	if own, ok := strings.CutPrefix(fhirUser, base+"/"); ok && base != "" {
+		return own
+	}
+	return fhirUser
+}
+
 // judge checks every claim and makes the principal that they are about.
 func (is *trusted) judge(c claims, on Profile, now time.Time) (*Principal, error) {
 	if c.Issuer != is.Issuer {
@@ -197,7 +206,7 @@ func (is *trusted) judge(c claims, on Profile, now time.Time) (*Principal, error
 	p := &Principal{
 		Confirmation: bound,
 		Subject:      c.Subject, Issuer: c.Issuer, Client: c.Client, Session: c.Session, TokenID: c.ID, Name: c.Name,
-		Roles: c.Roles, Scopes: ParseScopes(c.Scope), Patient: c.Patient, FHIRUser: c.FHIRUser, ACR: c.ACR, AMR: c.AMR,
+		Roles: c.Roles, Scopes: ParseScopes(c.Scope), Patient: c.Patient, FHIRUser: relative(c.FHIRUser, is.base), ACR: c.ACR, AMR: c.AMR,
 		Issued: time.Unix(*c.Issued, 0).UTC(), Expires: time.Unix(*c.Expires, 0).UTC(),
 	}
 	if p.Session == "" {

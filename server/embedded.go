@@ -148,7 +148,7 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	}
 	verifier, err := auth.NewVerifier(auth.VerifierConfig{
 		Issuers:  []auth.IssuerConfig{{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
-		Insecure: true, Logger: log, Revocations: r.revoked, Sessions: r.sessions,
+		Base: f.FHIR, Insecure: true, Logger: log, Revocations: r.revoked, Sessions: r.sessions,
 	})
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)

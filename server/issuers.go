@@ -198,7 +198,7 @@ func (i *introspectionSettings) config(endpoint string) (*auth.IntrospectionConf
 }
 
 // newVerifier builds the verifier of a deployment's issuers; what the first of them says of itself is what clients are told.
-func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, audience string, log *slog.Logger) (*auth.Verifier, rest.Issuer, error) {
+func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, base, audience string, log *slog.Logger) (*auth.Verifier, rest.Issuer, error) {
 	var first rest.Issuer
 	secret, err := r.records.OfficersKey(ctx)
 	if err != nil {
@@ -209,7 +209,7 @@ func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, audien
 		return nil, first, err
 	}
 	cfg := auth.VerifierConfig{
-		Publications: kept, Logger: log, Revocations: r.revoked, Sessions: r.sessions, Alert: func(desc string) { r.alarm("verifier", desc) },
+		Base: base, Publications: kept, Logger: log, Revocations: r.revoked, Sessions: r.sessions, Alert: func(desc string) { r.alarm("verifier", desc) },
 	}
 	for i := range issuers {
 		trusted, said, err := issuers[i].config(ctx, audience, kept, log)

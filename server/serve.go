@@ -114,7 +114,7 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 	if err != nil {
 		return err
 	}
-	verifier, endpoints, err := newVerifier(ctx, r, s.issuers, audience, log)
+	verifier, endpoints, err := newVerifier(ctx, r, s.issuers, public+"/fhir/R4", audience, log)
 	if err != nil {
 		return errors.Join(err, r.close(ctx))
 	}
