@@ -147,8 +147,8 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 		f.Personas[p.Name] = p.What
 	}
 	verifier, err := auth.NewVerifier(auth.VerifierConfig{
-		Issuers:  []auth.IssuerConfig{{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
-		Base: f.FHIR, Insecure: true, Logger: log, Revocations: r.revoked, Sessions: r.sessions,
+		Issuers: []auth.IssuerConfig{{Issuer: f.Issuer, Audience: f.FHIR, JWKSURL: f.Issuer + "/jwks", AssertsSignIn: true, RolesInToken: true}},
+		Base:    f.FHIR, Insecure: true, Logger: log, Revocations: r.revoked, Sessions: r.sessions,
 	})
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
