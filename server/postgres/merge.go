@@ -145,6 +145,11 @@ func (s *mergeStorage) BeginMerge(ctx context.Context, m *phi.Merge) error {
 		_, err := tx.Exec(ctx, `WITH changed AS (INSERT INTO treatment (practitioner, patient, source, type, id, reason, granted_by, granted_at, starts, ends)
 			SELECT practitioner, $2, source, '', '', $3, granted_by, granted_at, starts, ends FROM treatment WHERE patient = $1 AND source = 'grant'
 			ON CONFLICT DO NOTHING RETURNING practitioner),`+bumpRelationships, m.Source, m.Target, mergeReason(m.ID))
+		if err != nil {
+			return err
+		}
+		// What the source's Consents say is about the target from the first record that moves on, and about the source up to the last.
+		_, err = tx.Exec(ctx, copyConsents+` FROM consent_rule c WHERE c.patient = $1 ON CONFLICT DO NOTHING RETURNING patient),`+bumpConsents, m.Source, m.Target)
 		return err
 	})
 	return mergeError("beginning merge", err)
@@ -156,6 +161,10 @@ func lockMerging(ctx context.Context, tx pgx.Tx, patients ...string) error {
 	_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(l) FROM (SELECT DISTINCT hashtextextended(p, `+mergeSeed+`) FROM unnest($1::text[]) p ORDER BY 1) l(l)`, patients)
 	return err
 }
+
+// copyConsents makes the rules of some Consents be about the patient $2 too.
+const copyConsents = `WITH changed AS (INSERT INTO consent_rule (patient, consent, position, depth, permit, actor, segments, purposes, starts, ends)
+	SELECT $2::text, c.consent, c.position, c.depth, c.permit, c.actor, c.segments, c.purposes, c.starts, c.ends`
 
 // mergeReason marks relationships that a merge gave.
 func mergeReason(id phi.UUID) string { return "merge " + id.String() }
@@ -177,6 +186,11 @@ func (s *mergeStorage) BeginUnmerge(ctx context.Context, id phi.UUID, subject ph
 		}
 		if done.RowsAffected() == 0 {
 			return phi.ErrMerge
+		}
+		if _, err := tx.Exec(ctx, copyConsents+` FROM consent_rule c JOIN phi_merge_row w ON w.type = 'Consent' AND w.id = c.consent
+			WHERE c.patient = $1 AND w.merge = $3 GROUP BY c.patient, c.consent, c.position ON CONFLICT DO NOTHING RETURNING patient),`+bumpConsents,
+			target, source, [16]byte(id)); err != nil {
+			return err
 		}
 		// Held for share, the key keeps an erasure out until this unmerge is there to be seen.
 		held, err := tx.Exec(ctx, `SELECT FROM record r JOIN phi_key k ON k.subject = r.subject AND k.segment = 0
@@ -348,6 +362,7 @@ func (s *mergeStorage) FinishMerge(ctx context.Context, id phi.UUID) (finished b
 		batch := &pgx.Batch{}
 		batch.Queue(`DELETE FROM phi_key WHERE subject = $1`, [16]byte(m.SourceSubject))
 		batch.Queue(`UPDATE phi_merge SET state = 'merged', ended_at = now() WHERE id = $1`, [16]byte(id))
+		batch.Queue(`WITH changed AS (DELETE FROM consent_rule WHERE patient = $1 RETURNING patient),`+bumpConsents, m.Source)
 		batch.Queue(`SELECT pg_notify('chartkeep_keys', 'merged')`)
 		finished = true
 		return tx.SendBatch(ctx, batch).Close()
@@ -360,6 +375,8 @@ func (s *mergeStorage) FinishUnmerge(ctx context.Context, id phi.UUID) error {
 	return mergeError("finishing unmerge", pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		batch := &pgx.Batch{}
 		batch.Queue(`UPDATE phi_merge SET state = 'unmerged', ended_at = now() WHERE id = $1 AND state = 'unmerging'`, [16]byte(id))
+		batch.Queue(`WITH changed AS (DELETE FROM consent_rule c USING phi_merge m WHERE m.id = $1 AND c.patient = m.target
+			AND NOT EXISTS (SELECT FROM record_patient p WHERE p.patient = m.target AND p.type = 'Consent' AND p.id = c.consent) RETURNING c.patient),`+bumpConsents, [16]byte(id))
 		batch.Queue(`DELETE FROM phi_merge_row WHERE merge = $1`, [16]byte(id))
 		batch.Queue(`WITH changed AS (DELETE FROM treatment WHERE source = 'grant' AND reason = $1 RETURNING practitioner),`+bumpRelationships, mergeReason(id))
 		return tx.SendBatch(ctx, batch).Close()

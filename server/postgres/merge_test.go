@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/phi"
 )
 
@@ -74,4 +75,64 @@ func TestErasedWhileMerged(t *testing.T) {
 	if err := merging(t, db).BeginUnmerge(ctx, merge, random16()); !errors.Is(err, phi.ErrKey) {
 		t.Errorf("an unmerge of who is erased: %v", err)
 	}
+}
+
+// TestConsentsWhileMerged: what a Consent denies stays denied at every step of a merge and of its undoing, for records that have moved and for
+// those that have not.
+func TestConsentsWhileMerged(t *testing.T) {
+	db, name := open(t)
+	keyed(t, db)
+	ctx, s, admin := t.Context(), merging(t, db), connect(t, name, "")
+	source, target := chartOf(t, db, "src"), chartOf(t, db, "tgt")
+	version := int64(0)
+	consent := func(patient string) {
+		t.Helper()
+		version++
+		w := write(phi.Ref{Type: "Consent", ID: "c"}, version, patient)
+		w.Consent, w.Rules = patient, []auth.ConsentRule{{Actor: "Practitioner/dr"}}
+		if err := db.Records().Commit(ctx, []phi.Write{w}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	denied := func(when string, want ...bool) {
+		t.Helper()
+		facts, err := db.Auth().Facts(ctx, auth.Actor{Practitioner: "dr"}, []string{"src", "tgt"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, f := range facts {
+			if got := len(f.Consents) == 1; got != want[i] {
+				t.Errorf("%s: %d of the source and the target is denied: %v", when, i, got)
+			}
+		}
+	}
+	consent("src")
+	denied("before", true, false)
+	id := phi.UUID(random16())
+	if err := s.BeginMerge(ctx, &phi.Merge{ID: id, Source: "src", Target: "tgt", SourceSubject: source, TargetSubject: target, TargetVersion: 1, State: phi.Merging, By: "x", Begun: time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	denied("begun", true, true)
+	if err := s.NoteMoved(ctx, id, []phi.MovedRow{{Ref: phi.Ref{Type: "Consent", ID: "c"}, Version: 1, Patients: []string{"src"}}}); err != nil {
+		t.Fatal(err)
+	}
+	consent("tgt")
+	denied("the Consent has moved", true, true)
+	must(t, admin, `UPDATE record SET subject = '`+target.String()+`' WHERE subject = '`+source.String()+`'`)
+	must(t, admin, `UPDATE record_version SET subject = '`+target.String()+`' WHERE subject = '`+source.String()+`'`)
+	must(t, admin, `DELETE FROM record_patient WHERE patient = 'src' AND type <> 'Patient'`)
+	if done, err := s.FinishMerge(ctx, id); err != nil || !done {
+		t.Fatal(done, err)
+	}
+	denied("merged", false, true)
+	if err := s.BeginUnmerge(ctx, id, random16()); err != nil {
+		t.Fatal(err)
+	}
+	denied("undoing", true, true)
+	consent("src")
+	denied("the Consent is back", true, true)
+	if err := s.FinishUnmerge(ctx, id); err != nil {
+		t.Fatal(err)
+	}
+	denied("undone", true, false)
 }

@@ -186,7 +186,7 @@ func queueTreatments(batch *pgx.Batch, writes []phi.Write) {
 
 // queueConsents replaces the rules that the Consents among the records say.
 func queueConsents(batch *pgx.Batch, writes []phi.Write) {
-	var ids []string
+	var ids, whose []string
 	var patients, consents, persons, segments, purposes, starts, ends []string
 	var positions, depths []int16
 	var permits []bool
@@ -195,7 +195,7 @@ func queueConsents(batch *pgx.Batch, writes []phi.Write) {
 		if w.Type != "Consent" {
 			continue
 		}
-		ids = append(ids, w.ID)
+		ids, whose = append(ids, w.ID), append(whose, w.Consent)
 		if w.Deleted() {
 			continue
 		}
@@ -209,7 +209,11 @@ func queueConsents(batch *pgx.Batch, writes []phi.Write) {
 	if len(ids) == 0 {
 		return
 	}
-	batch.Queue(`WITH changed AS (DELETE FROM consent_rule WHERE consent = ANY ($1) RETURNING patient),`+bumpConsents, ids)
+	// While a merge moves records, what the Consent says goes on to be about the patient whose records have not moved yet.
+	batch.Queue(`WITH changed AS (DELETE FROM consent_rule c USING unnest($1::text[], $2::text[]) w(consent, patient)
+			WHERE c.consent = w.consent AND (c.patient = w.patient OR NOT EXISTS (SELECT FROM phi_merge m
+				WHERE m.state = 'merging' AND m.source = c.patient OR m.state = 'unmerging' AND m.target = c.patient))
+			RETURNING c.patient),`+bumpConsents, ids, whose)
 	if len(patients) > 0 {
 		batch.Queue(`WITH changed AS (INSERT INTO consent_rule (patient, consent, position, depth, permit, actor, segments, purposes, starts, ends)
 			SELECT patient, consent, position, depth, permit, actor, string_to_array(segments, ' ')::integer[], string_to_array(purposes, ' '),

@@ -59,7 +59,7 @@ INSERT INTO policy_setting VALUES ('emergency-over-consent', false);
 
 GRANT SELECT ON treatment_source, treating TO chartkeep_records;
 GRANT SELECT, INSERT, DELETE ON consent_rule TO chartkeep_records;
-GRANT SELECT, DELETE ON consent_rule TO chartkeep_keys;
+GRANT SELECT, INSERT, DELETE ON consent_rule TO chartkeep_keys;
 GRANT SELECT, INSERT ON consent_rule TO chartkeep_backup;
 INSERT INTO capability (role, name) VALUES ('admin', 'relationships:read'), ('officer', 'relationships:read');
 RESET ROLE;
