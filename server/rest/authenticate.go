@@ -135,7 +135,7 @@ func (c *call) spoken(challenge string) string {
 // form of many small fields takes fifty times its size.
 func (c *call) tokenInForm() bool {
 	const field = "access_token="
-	if !bytes.HasPrefix(c.http.Request().Header.ContentType(), []byte("application/x-www-form-urlencoded")) {
+	if !bytes.HasPrefix(c.http.Request().Header.ContentType(), []byte(mediaForm)) {
 		return false
 	}
 	body := c.http.Request().Body()

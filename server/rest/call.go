@@ -150,7 +150,7 @@ func (c *call) identify() {
 	if c.fhir() && len(c.http.Request().Header.Peek("Origin")) > 0 {
 		// Bearer tokens are not sent by a browser on its own, so any origin may ask (SMART App Launch wants CORS).
 		h.Set("Access-Control-Allow-Origin", "*")
-		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, WWW-Authenticate, DPoP-Nonce, X-Request-Id, X-Decision-Id, X-Emergency-Access")
+		h.Set("Access-Control-Expose-Headers", "ETag, Last-Modified, Location, Content-Location, Retry-After, RateLimit, RateLimit-Policy, WWW-Authenticate, DPoP-Nonce, X-Request-Id, X-Decision-Id, X-Emergency-Access")
 	}
 }
 

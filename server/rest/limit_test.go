@@ -186,3 +186,13 @@ func FuzzAuthorization(f *testing.F) {
 		checkEveryAnswer(t, "fuzzed", a)
 	})
 }
+
+// A form is parsed up to a size only, by whomever it comes.
+func TestFormSize(t *testing.T) {
+	d := deploy(t, nil)
+	form := []string{"Content-Type", "application/x-www-form-urlencoded"}
+	large := strings.Repeat("a&", 64<<10)
+	d.want(d.do("POST", "/fhir/R4/Patient/_search", d.as("backend"), large, form...), http.StatusRequestEntityTooLarge)
+	d.want(d.do("POST", "/fhir/R4/Patient/_search", "", large, form...), http.StatusUnauthorized)
+	d.want(d.do("POST", "/fhir/R4/Patient/_search", d.as("backend"), "_id=p1", form...), http.StatusOK)
+}

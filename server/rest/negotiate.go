@@ -7,13 +7,20 @@ import (
 	"strings"
 	"time"
 
+	"github.com/valyala/fasthttp"
+
 	"github.com/chartkeep/chartkeep/phi"
 )
 
 const (
 	mediaFHIR = "application/fhir+json; charset=utf-8"
 	mediaJSON = "application/json"
+	mediaForm = "application/x-www-form-urlencoded"
 )
+
+// maxForm bounds a form, in bytes: one of many small fields takes fifty times its size when it is parsed, and what is asked in a URL
+// has to fit into 16 KiB.
+const maxForm = 64 << 10
 
 // negotiate settles the representation: JSON is the only one (http://hl7.org/fhir/R4/http.html#mime-type). _format, when
 // given, goes before Accept.
@@ -187,6 +194,20 @@ func (c *call) unchanged(version int64, updated time.Time) bool {
 		return err == nil && !updated.Truncate(time.Second).After(t)
 	}
 	return false
+}
+
+// form parses the request's form.
+func (c *call) form() (*fasthttp.Args, error) {
+	if err := c.media(mediaForm); err != nil {
+		return nil, err
+	}
+	body := c.http.Request().Body()
+	if len(body) > maxForm {
+		return nil, &refusal{status: http.StatusRequestEntityTooLarge, code: "too-long", text: "form too large"}
+	}
+	var form fasthttp.Args
+	form.ParseBytes(body)
+	return &form, nil
 }
 
 // params copies the parameters of a query or a form in their order, without those that are about the representation.

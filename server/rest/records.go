@@ -151,16 +151,14 @@ func (c *call) searchParams() ([]phi.Param, error) {
 	if err != nil || c.http.Method() != http.MethodPost {
 		return list, err
 	}
-	body := c.http.Request().Body()
-	if len(body) == 0 {
+	if len(c.http.Request().Body()) == 0 {
 		return list, nil
 	}
-	if err := c.media(mediaForm); err != nil {
+	form, err := c.form()
+	if err != nil {
 		return nil, err
 	}
-	var form fasthttp.Args
-	form.ParseBytes(body)
-	return params(list, &form)
+	return params(list, form)
 }
 
 func (c *call) create() error {

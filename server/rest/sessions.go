@@ -356,19 +356,16 @@ func deactivates(path string, value any) bool {
 	return path == "active" && (value == false || strings.EqualFold(text, "false"))
 }
 
-// mediaForm is what a form is sent as.
-const mediaForm = "application/x-www-form-urlencoded"
-
 // backchannelLogout takes an issuer's word that a session, or all of a subject's, is over (OpenID Connect Back-Channel Logout 1.0, sections
 // 2.5 to 2.8). The request needs no token but the one that is its content.
 func (c *call) backchannelLogout() error {
 	if c.s.cfg.Revocations == nil {
 		return notConfigured()
 	}
-	if err := c.media(mediaForm); err != nil {
+	form, err := c.form()
+	if err != nil {
 		return err
 	}
-	form := c.http.Request().PostArgs()
 	if form.Len() != 1 || !form.Has("logout_token") {
 		return &refusal{status: http.StatusBadRequest, code: "invalid", text: "the form has one logout_token", kind: audit.TypeAuthentication}
 	}
@@ -376,7 +373,7 @@ func (c *call) backchannelLogout() error {
 	if err := c.bearable(auth.Credentials{}); err != nil {
 		return err
 	}
-	err := c.s.cfg.Verifier.Logout(c.ctx, token, func(l *auth.Logout) error {
+	err = c.s.cfg.Verifier.Logout(c.ctx, token, func(l *auth.Logout) error {
 		c.principal = &auth.Principal{Client: l.Issuer, Issuer: l.Issuer} // who asks
 		c.granted = auth.Decision{Allowed: true, Rule: "logout-token", Reason: auth.ReasonAllowed}
 		return c.revoke(audit.TypeAuthentication, l.Revocation())
