@@ -33,7 +33,7 @@ type policyShowVerb struct {
 	JSON       bool  `name:"json" help:"As a document that apply takes." xor:"how"`
 	Versions   bool  `help:"List the versions that there were, newest first." xor:"how"`
 	Proposals  bool  `help:"List proposed changes, newest first." xor:"how"`
-	Version    int64 `help:"Show this version instead of the newest." placeholder:"N"`
+	At         int64 `help:"Show this version instead of the newest." placeholder:"VERSION"`
 }
 
 // Help is shown by --help.
@@ -52,7 +52,7 @@ func (v *policyShowVerb) Run(ctx context.Context, t terminal) error {
 		case v.Proposals:
 			return listProposals(ctx, t.out, policies)
 		}
-		version, d, err := policies.Version(ctx, v.Version)
+		version, d, err := policies.Version(ctx, v.At)
 		if err != nil {
 			return err
 		}
@@ -189,7 +189,7 @@ func explainChanges(w io.Writer, changes []auth.Change) {
 type policyDiffVerb struct {
 	deployment `embed:""`
 	File       string `arg:"" help:"Document, as policy show --json writes it." type:"existingfile"`
-	Version    int64  `help:"Compare with this version instead of the newest." placeholder:"N"`
+	At         int64  `help:"Compare with this version instead of the newest." placeholder:"VERSION"`
 }
 
 // Help is shown by --help.
@@ -205,7 +205,7 @@ func (v *policyDiffVerb) Run(ctx context.Context, t terminal) error {
 		return err
 	}
 	return v.onPolicies(ctx, t, func(_ *rooms, policies *postgres.Policies) error {
-		_, was, err := policies.Version(ctx, v.Version)
+		_, was, err := policies.Version(ctx, v.At)
 		if err != nil {
 			return err
 		}
