@@ -104,6 +104,39 @@ func TestKeyWithdrawnDuringVerify(t *testing.T) {
 	}
 }
 
+// TestRevokeWhileWaiting is the same for a request that waits for the verification of another, which has looked before the revocation
+// came: whoever comes after it is refused.
+func TestRevokeWhileWaiting(t *testing.T) {
+	is := newIssuer(t)
+	v := newTestVerifier(t, is.config())
+	token := is.token(nil)
+	d := v.hasher.digest("", []byte(token))
+	looked, release := make(chan struct{}), make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		_, _, _ = v.flights.Do(string(d[:]), func() (any, error) {
+			e, err := v.verify(t.Context(), "", d, []byte(token))
+			v.cache.drop(e) // as a full cache may
+			close(looked)
+			<-release
+			return e, err
+		})
+	})
+	<-looked
+	revoke(t, v, Revocation{Kind: RevokeSession, ID: "s-1"})
+	all.Go(func() {
+		if _, err := ask(v, token); !errors.Is(err, ErrToken) {
+			t.Errorf("got %v, want ErrToken", err)
+		}
+	})
+	for v.Stats().Misses == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(10 * time.Millisecond)
+	close(release)
+	all.Wait()
+}
+
 // TestOverload holds that a flood of tokens to verify is refused at its edge, and that warm tokens do not notice it.
 func TestOverload(t *testing.T) {
 	is := newIssuer(t)
