@@ -153,11 +153,8 @@ func (v *demoVerb) Run(ctx context.Context, t terminal) (err error) {
 	if err != nil {
 		return fmt.Errorf("configuring token verification: %w", err)
 	}
-	issuer, err := openIssuer(v.Data, f, func(tokenID, session string) {
+	issuer, err := openIssuer(v.Data, f, func(tokenID string) {
 		what := auth.Revocation{Kind: auth.RevokeToken, ID: tokenID, Reason: "revoked by its client", By: f.Issuer}
-		if session != "" {
-			what.Kind, what.ID = auth.RevokeSession, session
-		}
 		if err := r.revoked.Revoke(ctx, what); err != nil {
 			log.Error("what the issuer revoked is not revoked here", "error", err)
 		}

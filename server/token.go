@@ -84,13 +84,13 @@ func (v *tokenVerb) bound(term terminal, issuer *demo.AuthServer, m demo.Minted)
 }
 
 // openIssuer opens the demo's authorization server on its folder, to serve it or only to mint a token.
-func openIssuer(dir string, f *demoFile, revoked func(tokenID, session string)) (*demo.AuthServer, error) {
+func openIssuer(dir string, f *demoFile, revoked func(tokenID string)) (*demo.AuthServer, error) {
 	p, err := readPopulation(dir)
 	if err != nil {
 		return nil, err
 	}
 	return demo.NewAuthServer(demo.AuthServerConfig{
-		Dir: filepath.Join(dir, demoOAuth), Issuer: f.Issuer, Audience: f.FHIR, Personas: demo.Personas(p.PatientOne), OnRevoke: revoked,
+		Dir: filepath.Join(dir, demoOAuth), Issuer: f.Issuer, Audience: f.FHIR, Personas: demo.Personas(p.PatientOne), OnRevoke: revoked, LogoutURL: f.API + "/backchannel-logout",
 	})
 }
 

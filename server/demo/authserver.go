@@ -25,9 +25,11 @@ type AuthServerConfig struct {
 	Logger   *slog.Logger
 	Now      func() time.Time
 
-	// OnRevoke, when set, is told what died: one access token (jti) or a whole session (sid), the other is "". It is called
-	// from the goroutine of the request, before that is answered.
-	OnRevoke func(jti, sid string)
+	// LogoutURL, when set, is where the end of a session is told (OpenID Connect Back-Channel Logout 1.0). Of one access token that was
+	// revoked by itself (RFC 7009) that protocol knows nothing: OnRevoke, when set, is told its jti. Both happen before the request
+	// that revoked is answered.
+	LogoutURL string
+	OnRevoke  func(jti string)
 }
 
 // AuthServer is an OpenID provider and OAuth 2 authorization server for development: discovery, JWKS, authorize, token,
@@ -201,6 +203,8 @@ func (s *AuthServer) Metadata() map[string]any {
 		"jwks_uri":                              s.cfg.Issuer + "/jwks",
 		"introspection_endpoint":                s.cfg.Issuer + "/introspect",
 		"revocation_endpoint":                   s.cfg.Issuer + "/revoke",
+		"backchannel_logout_supported":          true,
+		"backchannel_logout_session_supported":  true,
 		"response_types_supported":              []string{"code"},
 		"response_modes_supported":              []string{"query"},
 		"grant_types_supported":                 []string{"authorization_code", "refresh_token", "client_credentials"},
@@ -259,7 +263,10 @@ func (s *AuthServer) persona(name string) (Persona, bool) {
 
 // revoked tells whoever wants to know.
 func (s *AuthServer) revoked(jti, sid string) {
-	if s.cfg.OnRevoke != nil && (jti != "" || sid != "") {
-		s.cfg.OnRevoke(jti, sid)
+	if jti != "" && s.cfg.OnRevoke != nil {
+		s.cfg.OnRevoke(jti)
+	}
+	if sid != "" {
+		s.loggedOut(sid)
 	}
 }

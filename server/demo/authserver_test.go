@@ -38,7 +38,24 @@ type bench struct {
 	now         time.Time
 	log         bytes.Buffer
 	revocations []string
+	logouts     int // requests of the back channel
+	logout      *httptest.Server
 	http        *http.Client
+}
+
+// loggedOut is the API's end of the back channel. It refuses the first try of every second session, as a network may.
+func (b *bench) loggedOut(w http.ResponseWriter, r *http.Request) {
+	typ, payload, err := opened(r.PostFormValue("logout_token"), b.keys.alive(b.now))
+	var c logoutClaims
+	if err != nil || typ != "logout+jwt" || json.Unmarshal(payload, &c) != nil || c.Issuer != b.issuer || c.Audience != testAudience ||
+		c.ID == "" || c.Expires-c.Issued != 120 || len(c.Events) != 1 {
+		b.Errorf("logout token %s %s, %v", typ, payload, err)
+	}
+	if b.logouts++; b.logouts%2 == 1 {
+		http.Error(w, "try again", http.StatusServiceUnavailable)
+		return
+	}
+	b.revocations = append(b.revocations, "jti= sid="+c.Session)
 }
 
 func newBench(t *testing.T) *bench {
@@ -46,6 +63,8 @@ func newBench(t *testing.T) *bench {
 	b.http = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { b.Handler().ServeHTTP(w, r) }))
 	b.issuer = "http://" + server.Listener.Addr().String() + "/oauth2"
+	b.logout = httptest.NewServer(http.HandlerFunc(b.loggedOut))
+	t.Cleanup(b.logout.Close)
 	b.open()
 	server.Start()
 	t.Cleanup(server.Close)
@@ -58,7 +77,9 @@ func (b *bench) open() {
 		Dir: b.dir, Issuer: b.issuer, Audience: testAudience, Personas: Personas("p-1"),
 		Logger:   slog.New(slog.NewTextHandler(&b.log, nil)),
 		Now:      func() time.Time { return b.now },
-		OnRevoke: func(jti, sid string) { b.revocations = append(b.revocations, "jti="+jti+" sid="+sid) },
+		OnRevoke: func(jti string) { b.revocations = append(b.revocations, "jti="+jti+" sid=") },
+
+		LogoutURL: b.logout.URL,
 	})
 	if err != nil {
 		b.Fatal(err)
