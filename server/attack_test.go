@@ -343,7 +343,6 @@ func (x *target) attacks() []attack {
 	valid := f.token(x.good(nil))
 	bearer := func(token string) []string { return []string{"Bearer " + token} }
 	now := f.now().Unix()
-	const header = `{"alg":"ES256","kid":"es","typ":"at+jwt"}`
 	// with is a well-signed token with claims replaced; raw has the claims as they are written.
 	with := func(over map[string]any) []string { return bearer(f.token(x.good(over))) }
 	raw := func(claims string) []string { return bearer(f.token(claims)) }

@@ -4,10 +4,10 @@ import "github.com/chartkeep/chartkeep/server/rest"
 
 // limits are the settings of how fast requests may come, each RATE/BURST: tokens a second, and tokens at most.
 type limits struct {
-	RateIP      rest.Rate `name:"rate-ip" help:"Requests of one address (IPv6: one /64), RATE/BURST or off." default:"1000/5000" placeholder:"RATE/BURST"`
-	RateClient  rest.Rate `name:"rate-client" help:"Requests of one OAuth client; a search counts 5, a bundle 20." default:"1000/5000" placeholder:"RATE/BURST"`
-	RateSubject rest.Rate `name:"rate-subject" help:"Requests of one user or service, counted likewise." default:"200/2000" placeholder:"RATE/BURST"`
-	RateFailed  rest.Rate `name:"rate-failed" help:"Failed authentication of one network (/24, /64) or one client; a forged signature counts 5." default:"20/100" placeholder:"RATE/BURST"`
+	RateIP      rest.Rate `name:"rate-ip" help:"Requests of one address (IPv6: one /64), RATE/BURST or off." default:"1000/5000"`
+	RateClient  rest.Rate `name:"rate-client" help:"Requests of one OAuth client, RATE/BURST; a search counts 5, a bundle 20." default:"1000/5000"`
+	RateSubject rest.Rate `name:"rate-subject" help:"Requests of one user or service, counted likewise, RATE/BURST." default:"200/2000"`
+	RateFailed  rest.Rate `name:"rate-failed" help:"Failed authentication of one network (/24, /64) or one client, RATE/BURST; a forged signature counts 5." default:"20/100"`
 }
 
 func (l *limits) rest() rest.Limits {
