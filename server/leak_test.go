@@ -371,6 +371,22 @@ func TestLeaks(t *testing.T) {
 			w.nothingImplied(token, func() { c.hide(w) })
 		})
 	}
+	for name, hide := range map[string]func(*leakWorld){
+		"launch, a patient of nobody's": (*leakWorld).foreign,
+		"launch, another own patient": func(w *leakWorld) {
+			w.foreign()
+			s := w.secret
+			w.put("Encounter/t-"+s.observation, fmt.Sprintf(`{"resourceType":"Encounter","id":"t-%s","status":"in-progress","class":{"code":"AMB"},"subject":{"reference":"Patient/%s"},`+
+				`"participant":[{"individual":{"reference":"Practitioner/%s"}}]}`, s.observation, s.patient, demo.RiveraID))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := world(t, mine)
+			answer := d.launch(t, "dr-rivera", mine, "launch/patient patient/*.cruds")
+			token, _ := answer["access_token"].(string)
+			w.nothingImplied(token, func() { hide(w) })
+		})
+	}
 	for _, c := range []struct {
 		name string
 		hide func(*leakWorld)
@@ -389,6 +405,24 @@ func TestLeaks(t *testing.T) {
 			}
 			w.nothingImplied(token, func() { c.hide(w) })
 		})
+	}
+}
+
+// A merge moves all that is in two charts: scopes that leave a part of Patient do not reach that far, and say so alike of every patient.
+func TestMergeNeedsWholeScope(t *testing.T) {
+	d := demoShared(t)
+	w := &leakWorld{instance: d, t: t, backend: d.token(t, "app-backend"), secret: newLeakSecret(92)}
+	w.foreign()
+	one, err := readPopulation(d.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := d.token(t, "registrar-lee", "user/Patient.crus?birthdate=1933-03-03")
+	for _, source := range []string{w.secret.patient, one.PatientOne} {
+		res := d.do(t, "POST", "/fhir/R4/Patient/$merge", token, mergeBody(source, map[bool]string{true: w.secret.patient, false: one.PatientOne}[source == one.PatientOne], ""))
+		if res.StatusCode != http.StatusForbidden {
+			t.Errorf("%s\n%s", res.Status, res.body)
+		}
 	}
 }
 
