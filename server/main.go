@@ -9,6 +9,7 @@
 //	chartkeep audit …            the trail: verify, export, prove, witness
 //	chartkeep keys …             the life of keys: list, rotate, rewrap, erase a patient
 //	chartkeep policy …           who may do what: show, diff, test, apply, assign
+//	chartkeep revoke …           tokens, sessions, keys, or all that somebody may do
 //	chartkeep backup, restore    the sealed records, without keys
 //	chartkeep sweep              every stored record against its seal and the trail
 //	chartkeep bench              the compliant path beside the bare floor
@@ -51,6 +52,7 @@ type commandLine struct {
 	Audit   auditVerb   `cmd:"" help:"The audit trail: verify, export, prove, witness."`
 	Keys    keysVerb    `cmd:"" help:"The life of keys: list, rotate, rewrap, erase a patient."`
 	Policy  policyVerb  `cmd:"" help:"Who may do what: show, diff, test, apply, assign."`
+	Revoke  revokeVerb  `cmd:"" help:"Revoke tokens of a session, a subject, a client, a key or all, and end somebody's access for good."`
 	Backup  backupVerb  `cmd:"" help:"Write the sealed records, without keys."`
 	Restore restoreVerb `cmd:"" help:"Put a backup of the sealed records into an empty database."`
 	Sweep   sweepVerb   `cmd:"" help:"Hold every stored record against its seal and the audit trail."`
