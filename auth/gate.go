@@ -218,8 +218,11 @@ func (is *trusted) judge(c claims, on Profile, now time.Time) (*Principal, error
 	if !is.AssertsSignIn {
 		p.ACR, p.AMR, p.AuthTime = "", nil, time.Time{}
 	}
-	if !is.RolesInToken {
+	switch {
+	case !is.RolesInToken:
 		p.Roles = nil
+	case is.Roles != nil:
+		p.Roles = slices.DeleteFunc(p.Roles, func(role string) bool { return !slices.Contains(is.Roles, role) })
 	}
 	return p, nil
 }

@@ -31,8 +31,9 @@ type IssuerConfig struct {
 	ProofNonce    Nonces               // whether DPoP proofs with its tokens must carry a nonce of ours
 	Introspection *IntrospectionConfig // how it is asked about opaque tokens; nil: it has none
 
-	AssertsSignIn bool // its acr, amr and auth_time are believed; otherwise they are dropped
-	RolesInToken  bool // its roles claim gives roles; otherwise only assignments do
+	AssertsSignIn bool     // its acr, amr and auth_time are believed; otherwise they are dropped
+	RolesInToken  bool     // its roles claim gives roles; otherwise only assignments do
+	Roles         []string // which of those roles count; nil: whatever it says
 }
 
 // Profile names a group of routes: a token that was verified for one was not for another.
@@ -134,6 +135,9 @@ func (cfg IssuerConfig) withDefaults() (IssuerConfig, error) {
 	}
 	if len(cfg.Types) == 0 {
 		cfg.Types = []string{"at+jwt", "application/at+jwt"}
+	}
+	if cfg.Roles != nil && !cfg.RolesInToken {
+		return cfg, errors.New("roles are named, and those in tokens do not count")
 	}
 	switch cfg.Binding {
 	case BindingNone, BindingDPoP, BindingMTLS, BindingEither:

@@ -396,6 +396,7 @@ func TestVerifierConfig(t *testing.T) {
 		"negative leeway": func(_ *VerifierConfig, is *IssuerConfig) { is.Leeway = -1 },
 		"short staleness": func(_ *VerifierConfig, is *IssuerConfig) { is.StaleFor = minStale - 1 },
 		"unknown binding": func(_ *VerifierConfig, is *IssuerConfig) { is.Binding = "tls" },
+		"roles, and none": func(_ *VerifierConfig, is *IssuerConfig) { is.Roles = []string{"patient"} },
 		"bad name":        func(_ *VerifierConfig, is *IssuerConfig) { is.Name = "a|b" },
 		"long name":       func(_ *VerifierConfig, is *IssuerConfig) { is.Name = strings.Repeat("a", 33) },
 		"empty audience":  func(_ *VerifierConfig, is *IssuerConfig) { is.Audiences = map[Profile]string{ProfileFHIR: ""} },

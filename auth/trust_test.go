@@ -3,6 +3,7 @@ package auth
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,6 +73,10 @@ func TestTrust(t *testing.T) {
 	p, err := ask(v, partner.token(map[string]any{"roles": []string{"admin"}}))
 	if err != nil || p.ACR != "" || p.AMR != nil || !p.AuthTime.IsZero() || p.Roles != nil {
 		t.Errorf("%+v, %v: claims of an issuer that does not assert them", p, err)
+	}
+	v, _, partner = two(t, func(_, partner *IssuerConfig) { partner.Roles = []string{"patient", "clinician"} })
+	if p, err := ask(v, partner.token(map[string]any{"roles": []string{"admin", "patient", "officer"}})); err != nil || !slices.Equal(p.Roles, []string{"patient"}) {
+		t.Errorf("%+v, %v: roles that the issuer may not give", p, err)
 	}
 	now := time.Now().Unix()
 	v, first, partner := two(t, func(_, partner *IssuerConfig) {

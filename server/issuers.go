@@ -45,6 +45,7 @@ type issuerSettings struct {
 	ProofNonce    auth.Nonces             `json:"proof_nonce"`
 	AssertsSignIn bool                    `json:"asserts_sign_in"`
 	RolesInToken  bool                    `json:"roles_in_token"`
+	Roles         []string                `json:"roles"`
 	Introspection *introspectionSettings  `json:"introspection"`
 }
 
@@ -132,7 +133,7 @@ func (is *issuerSettings) config(ctx context.Context, audience string, kept *aut
 	cfg := auth.IssuerConfig{
 		Name: is.Name, Issuer: is.Issuer, Audience: is.Audience, Audiences: is.Audiences, LogoutAudience: is.LogoutAud, JWKSURL: is.JWKS, Algorithms: is.Algorithms, Types: is.Types,
 		Leeway: time.Duration(is.Leeway), MaxLifetime: time.Duration(is.MaxLifetime), StaleFor: time.Duration(is.StaleFor), Grace: time.Duration(is.Grace),
-		Binding: is.Binding, ProofNonce: is.ProofNonce, AssertsSignIn: is.AssertsSignIn, RolesInToken: is.RolesInToken,
+		Binding: is.Binding, ProofNonce: is.ProofNonce, AssertsSignIn: is.AssertsSignIn, RolesInToken: is.RolesInToken, Roles: is.Roles,
 	}
 	if cfg.Audience == "" {
 		cfg.Audience = audience
