@@ -109,6 +109,10 @@ func Consequences(was Policy, is Document, now time.Time) ([]Change, error) {
 			return nil, &DocumentError{"/roles", fmt.Sprintf("role %s is assigned %d times: end that first", role, n)}
 		}
 	}
+	after := is.Policy()
+	if administrators(was, people) > 0 && administrators(after, people) == 0 {
+		return nil, &DocumentError{"/roles", "nobody who is assigned a role would administer any more: that locks everybody out"}
+	}
 	for _, c := range is.Conflicts {
 		n := 0
 		for _, roles := range people {
@@ -121,6 +125,21 @@ func Consequences(was Policy, is Document, now time.Time) ([]Change, error) {
 		}
 	}
 	return changes, nil
+}
+
+// administrators counts those who may change who may do what, of people with the roles that they are assigned.
+func administrators(p Policy, people map[string][]string) (n int) {
+	for _, roles := range people {
+		lost := func(role string) bool {
+			return slices.ContainsFunc(p.Conflicts, func(c Conflict) bool {
+				return c.Role == role && slices.Contains(roles, c.Other) || c.Other == role && slices.Contains(roles, c.Role)
+			})
+		}
+		if slices.ContainsFunc(roles, func(role string) bool { return p.Administers(role) && !lost(role) }) {
+			n++
+		}
+	}
+	return n
 }
 
 // role finds a role of the policy.

@@ -51,7 +51,7 @@ func TestPolicyCompiles(t *testing.T) {
 		best = min(best, time.Since(began))
 	}
 	t.Logf("compiled in %s", best)
-	if best > time.Second {
+	if best > time.Second && !raceEnabled {
 		t.Errorf("compiling 200 roles × 150 types took %s", best)
 	}
 }
