@@ -157,6 +157,21 @@ func TestEmergencyInstances(t *testing.T) {
 		t.Fatalf("revoked: %s %s", a.Status, a.body)
 	}
 	other.within(t, 0, chart, chen, http.StatusNotFound)
+	refusal := other.do(t, "GET", chart, chen, "").Header.Get("X-Decision-Id")
+	var decision struct {
+		Was, Now struct {
+			Allowed, Exact bool
+			Reason         string
+			Policy         int64
+		}
+		Same    bool
+		Changed []string
+	}
+	path := "/v1/decisions/" + refusal
+	other.eventually(t, "officer-diaz", path, &decision, func() bool { return true })
+	if !decision.Was.Exact || decision.Was.Allowed || decision.Was.Reason != "relationship-missing" || !decision.Same || len(decision.Changed) > 0 {
+		t.Errorf("the refusal is explained as %+v", decision)
+	}
 	t.Logf("revoked on the other after %v", d.within(t, time.Second, chart, chen, http.StatusNotFound))
 
 	// The session ends: the token is dead, and the next session has no such grant (case 56).

@@ -116,7 +116,7 @@ func (s *Storage) EmergencyRegister(_ context.Context, q auth.EmergencyQuery) ([
 	return list, err
 }
 
-func (s *Storage) DecideEmergency(_ context.Context, id, by string, grant bool, limits auth.EmergencyLimits) error {
+func (s *Storage) DecideEmergency(_ context.Context, id, by string, grant bool, _ string, limits auth.EmergencyLimits) error {
 	unlock, err := s.read("DecideEmergency")
 	defer unlock()
 	if err != nil {

@@ -49,12 +49,8 @@ func raise(ctx context.Context, q interface {
 	return err
 }
 
-// closeAbout closes the open alerts about something that was dealt with.
-func closeAbout(ctx context.Context, tx pgx.Tx, about, by string) error {
-	var kinds []string
-	for _, k := range []compliance.AlertKind{compliance.AlertEmergency, compliance.AlertEmergencyLimit, compliance.AlertReviewOverdue} {
-		kinds = append(kinds, string(k))
-	}
+// closeAbout closes the open alerts of some kinds about something that was dealt with.
+func closeAbout(ctx context.Context, tx pgx.Tx, about, by string, kinds ...compliance.AlertKind) error {
 	_, err := tx.Exec(ctx, `UPDATE alert SET state = 'closed', closed_by = $3, closed_at = clock_timestamp() WHERE kind = ANY ($1) AND about = $2 AND state <> 'closed'`, kinds, about, by)
 	return err
 }

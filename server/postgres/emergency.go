@@ -149,14 +149,24 @@ func (s *AuthStorage) EmergencyRegister(ctx context.Context, q auth.EmergencyQue
 	return list, emergencyError("reading emergency access", err)
 }
 
-// DecideEmergency is the second person's word on a request beyond the limit; granted, it begins now. It fails with ErrEmergencyPerson for
+// DecideEmergency is the second person's word on a request beyond the limit; granted, it begins now, and officers are alerted to it. It fails with ErrEmergencyPerson for
 // whoever asked, and with ErrEmergencyDecided for what is decided or was asked for too long ago.
-func (s *AuthStorage) DecideEmergency(ctx context.Context, id, by string, grant bool, limits auth.EmergencyLimits) error {
-	done, err := s.pool.Exec(ctx, `UPDATE emergency_access SET state = CASE WHEN $3 THEN 'granted' ELSE 'refused' END, decided_by = $2, decided_at = clock_timestamp(),
-			granted_at = CASE WHEN $3 THEN clock_timestamp() END, until_at = CASE WHEN $3 THEN statement_timestamp() + duration END,
-			review_by = CASE WHEN $3 THEN clock_timestamp() + $4 * interval '1 second' END
-		WHERE id = $1 AND (state <> 'requested' OR requested_at + duration > statement_timestamp())`, id, by, grant, limits.Review.Seconds())
-	return s.changed(ctx, "deciding about emergency access", id, done.RowsAffected(), err)
+func (s *AuthStorage) DecideEmergency(ctx context.Context, id, by string, grant bool, event string, limits auth.EmergencyLimits) error {
+	var rows int64
+	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		done, err := tx.Exec(ctx, `UPDATE emergency_access SET state = CASE WHEN $3 THEN 'granted' ELSE 'refused' END, decided_by = $2, decided_at = clock_timestamp(),
+				granted_at = CASE WHEN $3 THEN clock_timestamp() END, until_at = CASE WHEN $3 THEN statement_timestamp() + duration END,
+				review_by = CASE WHEN $3 THEN clock_timestamp() + $4 * interval '1 second' END
+			WHERE id = $1 AND (state <> 'requested' OR requested_at + duration > statement_timestamp())`, id, by, grant, limits.Review.Seconds())
+		if rows = done.RowsAffected(); err != nil || rows == 0 {
+			return err
+		}
+		if err := closeAbout(ctx, tx, aboutEmergency(id), by, compliance.AlertEmergencyLimit); err != nil || !grant {
+			return err
+		}
+		return raise(ctx, tx, &compliance.Alert{Kind: compliance.AlertEmergency, Severity: compliance.High, About: aboutEmergency(id), Event: event})
+	})
+	return s.changed(ctx, "deciding about emergency access", id, rows, err)
 }
 
 // EndEmergency ends a grant on every instance: by whoever has it, or by an officer, who revokes it.
@@ -210,7 +220,7 @@ func (s *AuthStorage) ReviewEmergency(ctx context.Context, id string, r auth.Eme
 		if r.Outcome == auth.ReviewFollowUp {
 			return nil
 		}
-		if err := closeAbout(ctx, tx, aboutEmergency(id), r.By); err != nil {
+		if err := closeAbout(ctx, tx, aboutEmergency(id), r.By, compliance.AlertEmergency, compliance.AlertReviewOverdue); err != nil {
 			return err
 		}
 		if r.Outcome != auth.ReviewInappropriate {

@@ -65,7 +65,7 @@ func TestEmergencyRegister(t *testing.T) {
 		}
 	}
 	wants(reviewed(e.ID, "diaz", auth.ReviewAppropriate), auth.ErrEmergencyDecided) // in force
-	wants(s.DecideEmergency(ctx, e.ID, "diaz", true, limits), auth.ErrEmergencyDecided)
+	wants(s.DecideEmergency(ctx, e.ID, "diaz", true, "", limits), auth.ErrEmergencyDecided)
 	wants(s.EndEmergency(ctx, audit.ID(random16()).String(), "diaz", auth.EmergencyRevoked), auth.ErrNoEmergency)
 	wants(s.EndEmergency(ctx, e.ID, "diaz", auth.EmergencyRevoked), nil)
 	wants(s.EndEmergency(ctx, e.ID, "diaz", auth.EmergencyRevoked), auth.ErrEmergencyDecided)
@@ -152,13 +152,24 @@ func TestEmergencyLimitRace(t *testing.T) {
 		t.Fatalf("%v", states)
 	}
 	ctx := t.Context()
-	if err := s.DecideEmergency(ctx, waiting.ID, "CHEN", true, limits); !errors.Is(err, auth.ErrEmergencyPerson) {
+	if err := s.DecideEmergency(ctx, waiting.ID, "CHEN", true, "", limits); !errors.Is(err, auth.ErrEmergencyPerson) {
 		t.Errorf("by the same person: %v", err)
 	}
-	if err := s.DecideEmergency(ctx, waiting.ID, "diaz", true, limits); err != nil {
+	if err := s.DecideEmergency(ctx, waiting.ID, "diaz", true, "", limits); err != nil {
 		t.Error(err)
 	}
-	if err := s.DecideEmergency(ctx, waiting.ID, "diaz", false, limits); !errors.Is(err, auth.ErrEmergencyDecided) {
+	about := map[string]compliance.AlertState{}
+	list, err := db.Alerts().Alerts(ctx, compliance.AlertQuery{Limit: 50})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range list {
+		about[string(a.Kind)+" "+a.About] = a.State
+	}
+	if of := "EmergencyAccess/" + waiting.ID; about["emergency-access-limit "+of] != compliance.AlertClosed || about["emergency-access "+of] != compliance.AlertNew || len(about) != 9 {
+		t.Errorf("alerts: %v", about)
+	}
+	if err := s.DecideEmergency(ctx, waiting.ID, "diaz", false, "", limits); !errors.Is(err, auth.ErrEmergencyDecided) {
 		t.Errorf("twice: %v", err)
 	}
 	if err := s.EndEmergency(ctx, waiting.ID, "chen", auth.EmergencyEnded); err != nil {

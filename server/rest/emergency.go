@@ -30,7 +30,7 @@ type Emergencies interface {
 	Emergency(ctx context.Context, id string) (*auth.EmergencyAccess, error)
 	EmergencyRegister(ctx context.Context, q auth.EmergencyQuery) ([]*auth.EmergencyAccess, error)
 	// DecideEmergency is another person's word on a request that waits.
-	DecideEmergency(ctx context.Context, id, by string, grant bool, limits auth.EmergencyLimits) error
+	DecideEmergency(ctx context.Context, id, by string, grant bool, event string, limits auth.EmergencyLimits) error
 	// EndEmergency ends one that is in force; state says whether by its holder (auth.EmergencyEnded) or not (auth.EmergencyRevoked).
 	EndEmergency(ctx context.Context, id, by string, state auth.EmergencyState) error
 	// ReviewEmergency stores what was found by somebody who neither had it nor granted it.
@@ -370,11 +370,11 @@ func (c *call) decideEmergency() error {
 	if words := []string{"grant", "refuse"}; !slices.Contains(words, word.Decision) {
 		return unprocessable("decision", "one of the words is needed", words...)
 	}
-	if err := c.emergency(e, []byte(word.Decision), func(string) error {
+	if err := c.emergency(e, []byte(word.Decision), func(intent string) error {
 		if e.Subject == c.principal.Subject {
 			return auth.ErrEmergencyPerson
 		}
-		return c.s.cfg.Emergencies.DecideEmergency(c.ctx, e.ID, c.principal.Subject, word.Decision == "grant", c.s.cfg.Emergency)
+		return c.s.cfg.Emergencies.DecideEmergency(c.ctx, e.ID, c.principal.Subject, word.Decision == "grant", intent, c.s.cfg.Emergency)
 	}); err != nil {
 		return err
 	}
