@@ -29,6 +29,12 @@ func (n *notebook) record(e *audit.Event) error {
 	return nil
 }
 
+func (n *notebook) fail(fails bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fails = fails
+}
+
 // told is how many refusals the recorded events stand for.
 func (n *notebook) told(t *testing.T) (total uint64) {
 	t.Helper()
@@ -76,10 +82,10 @@ func TestRepeats(t *testing.T) {
 			t.Fatalf("%d told in %d events after a second", n.told(t), len(n.events))
 		}
 		refuse(5, "a") // goes on: no new first one
-		n.fails = true
+		n.fail(true)
 		time.Sleep(5 * repeatEvery)
 		refuse(5, "a")
-		n.fails = false
+		n.fail(false)
 		time.Sleep(repeatEvery)
 		synctest.Wait()
 		if first != 2 || n.told(t) != later {
@@ -94,8 +100,11 @@ func TestRepeats(t *testing.T) {
 		for k := range 3 * maxRepeats {
 			refuse(1, fmt.Sprint("source-", k))
 		}
-		if len(r.open) > maxRepeats+1 {
-			t.Errorf("%d kinds are counted apart", len(r.open))
+		r.mu.Lock()
+		kinds := len(r.open)
+		r.mu.Unlock()
+		if kinds > maxRepeats+1 {
+			t.Errorf("%d kinds are counted apart", kinds)
 		}
 		if err := r.close(); err != nil {
 			t.Fatal(err)
