@@ -18,6 +18,8 @@ export interface Problem {
   status: number;
   detail: string;
   request_id: string;
+  /** Event of the refusal, see /v1/decisions */
+  decision_id?: string;
   /** Name of the parameter at fault */
   parameter?: string;
   /** Where in it, in characters from 0 */
