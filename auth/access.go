@@ -47,6 +47,7 @@ type Access struct {
 	start     time.Time    // the clock is the time since then: steps of the wall clock do not matter
 	known     factCache
 	now       func() time.Time
+	steady    bool // now is time.Now
 	wake      chan struct{}
 	polling   sync.Mutex
 	alarms    alarms
@@ -62,10 +63,11 @@ func NewAccess(ctx context.Context, cfg AccessConfig) (*Access, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Now == nil {
+	steady := cfg.Now == nil
+	if steady {
 		cfg.Now = time.Now
 	}
-	a := &Access{storage: cfg.Storage, logger: cfg.Logger, now: cfg.Now, start: time.Now(), wake: make(chan struct{}, 1), alarms: alarms{tell: cfg.Alarm, seed: maphash.MakeSeed()}}
+	a := &Access{storage: cfg.Storage, logger: cfg.Logger, now: cfg.Now, steady: steady, start: time.Now(), wake: make(chan struct{}, 1), alarms: alarms{tell: cfg.Alarm, seed: maphash.MakeSeed()}}
 	err := a.poll(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("making access: %w", err)
@@ -80,6 +82,14 @@ func NewAccess(ctx context.Context, cfg AccessConfig) (*Access, error) {
 func (a *Access) Close() { a.known.cache.Close() }
 
 func (a *Access) clock() time.Duration { return time.Since(a.start) }
+
+// clockAt is clock when the wall clock was read: time.Now has read both, and what a test has for it only the one.
+func (a *Access) clockAt(wall time.Time) time.Duration {
+	if a.steady {
+		return wall.Sub(a.start)
+	}
+	return a.clock()
+}
 
 // leased reports whether the storage confirmed the epochs lately.
 func (a *Access) leased(now time.Duration) bool { return now-time.Duration(a.confirmed.Load()) < lease }

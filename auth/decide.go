@@ -32,7 +32,7 @@ func serves(p *Principal, roles []string) bool {
 
 // weigh tries the rules of the principal, widest first, and returns the first that applies, or the denial of the rule
 // that came nearest. applies judges what a rule demands beyond role, letter, purpose and step-up.
-func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, purpose string, applies func(r *rule, bound bool, purpose string) (Reason, string)) Decision {
+func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, purpose string, applies func(r *rule, bound bool, purpose string, now time.Time) (Reason, string)) Decision {
 	d := Decision{Purpose: purpose, Policy: s.version, Reason: ReasonScope}
 	if p == nil {
 		return d
@@ -50,7 +50,7 @@ func (a *Access) weigh(s *snapshot, p *Principal, i Interaction, resourceType, p
 		reason, related := ReasonPurpose, ""
 		if ok {
 			if reason = r.stepUp.judge(p, now); reason == ReasonAllowed {
-				reason, related = applies(r, bound, applied)
+				reason, related = applies(r, bound, applied, now)
 			}
 		}
 		if reason == ReasonAllowed {
@@ -104,17 +104,20 @@ func (r Reason) nearness() int {
 // rule without relation opens it.
 func (a *Access) Check(ctx context.Context, p *Principal, r Request) Decision {
 	s := a.policy.Load()
-	d := a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool, purpose string) (Reason, string) {
+	d := a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool, purpose string, now time.Time) (Reason, string) {
 		if (bound || rule.relation == RelationSelf) && (r.Stray || !own(p, r)) {
 			return ReasonCompartment, ""
 		}
 		if rule.relation == RelationTreatment && r.Stray {
 			return ReasonRelationship, ""
 		}
-		return a.facts(ctx, p, r, rule, purpose)
+		return a.facts(ctx, p, r, rule, purpose, now)
 	})
 	if !d.Allowed {
 		d = a.rescue(ctx, p, r, d)
+	}
+	if !s.forbidding { // a decision is large enough for a copy of it to show
+		return d
 	}
 	return s.forbid(p, a.now, r.Interaction, r.Type, r.Segment, d)
 }
@@ -133,10 +136,12 @@ func own(p *Principal, r Request) bool {
 // actor is whom facts about the principal are kept under.
 func actor(p *Principal) Actor { return Actor{Subject: p.Subject, Practitioner: practitioner(p)} }
 
+const practitioners = "Practitioner/"
+
 // practitioner returns the id in a FHIRUser "Practitioner/ID". An absolute URL names a practitioner of another server,
 // who may bear the id of one of ours.
 func practitioner(p *Principal) string {
-	id, ok := strings.CutPrefix(p.FHIRUser, "Practitioner/")
+	id, ok := strings.CutPrefix(p.FHIRUser, practitioners)
 	if !ok || !isID(id) {
 		return ""
 	}
@@ -145,16 +150,16 @@ func practitioner(p *Principal) string {
 
 // facts holds a request against what is known of the caller and the record's patients: a relationship with one of them, no consent of
 // any of them against it, and the segment opened by the role or by all of them.
-func (a *Access) facts(ctx context.Context, p *Principal, r Request, rule *rule, purpose string) (Reason, string) {
+func (a *Access) facts(ctx context.Context, p *Principal, r Request, rule *rule, purpose string, now time.Time) (Reason, string) {
 	treated := rule.relation == RelationTreatment && len(r.Patients) > 0
 	exempt := len(r.Patients) == 0 || p.exempt(rule.relation)
 	var known judged
 	if treated || !exempt {
-		if treated && practitioner(p) == "" {
+		if treated && !strings.HasPrefix(p.FHIRUser, practitioners) { // spares the look; one that is no id is related to nobody
 			return ReasonRelationship, ""
 		}
 		var err error
-		if known, err = a.look(ctx, p, r, purpose, treated); err != nil {
+		if known, err = a.look(ctx, p, r, purpose, treated, now); err != nil {
 			return a.unknown(ctx, err), ""
 		}
 	}
@@ -172,11 +177,11 @@ func (a *Access) facts(ctx context.Context, p *Principal, r Request, rule *rule,
 }
 
 // related looks for a treatment relationship with one patient alone.
-func (a *Access) related(ctx context.Context, p *Principal, patient string) (Reason, string) {
+func (a *Access) related(ctx context.Context, p *Principal, patient string, now time.Time) (Reason, string) {
 	if practitioner(p) == "" {
 		return ReasonRelationship, ""
 	}
-	known, err := a.look(ctx, p, Request{Patients: []string{patient}}, "", true)
+	known, err := a.look(ctx, p, Request{Patients: []string{patient}}, "", true, now)
 	switch {
 	case err != nil:
 		return a.unknown(ctx, err), ""
@@ -211,7 +216,7 @@ func (a *Access) closed(s *snapshot, p *Principal, r Request, d Decision) (set S
 // widest rule; Check may find that only a narrower one applies.
 func (a *Access) Type(p *Principal, i Interaction, resourceType, purpose string) Decision {
 	s := a.policy.Load()
-	d := a.weigh(s, p, i, resourceType, purpose, func(r *rule, bound bool, _ string) (Reason, string) {
+	d := a.weigh(s, p, i, resourceType, purpose, func(r *rule, bound bool, _ string, _ time.Time) (Reason, string) {
 		if (bound || r.relation == RelationSelf) && p.Patient == "" {
 			return ReasonCompartment, ""
 		}
@@ -229,7 +234,7 @@ func (a *Access) Type(p *Principal, i Interaction, resourceType, purpose string)
 func (a *Access) Filter(ctx context.Context, p *Principal, r Request) Filter {
 	s := a.policy.Load()
 	var f Filter
-	f.Decision = a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool, _ string) (Reason, string) {
+	f.Decision = a.weigh(s, p, r.Interaction, r.Type, r.Purpose, func(rule *rule, bound bool, _ string, now time.Time) (Reason, string) {
 		f.Segments, f.Exempt = rule.segments, p.exempt(rule.relation)
 		switch {
 		case bound || rule.relation == RelationSelf:
@@ -239,7 +244,7 @@ func (a *Access) Filter(ctx context.Context, p *Principal, r Request) Filter {
 			related := ""
 			if rule.relation == RelationTreatment {
 				var reason Reason
-				if reason, related = a.related(ctx, p, p.Patient); reason != ReasonAllowed {
+				if reason, related = a.related(ctx, p, p.Patient, now); reason != ReasonAllowed {
 					return reason, ""
 				}
 			}

@@ -99,7 +99,7 @@ func (a *Access) rescue(ctx context.Context, p *Principal, r Request, d Decision
 	if !ok {
 		return d
 	}
-	known, err := a.look(ctx, p, r, emergencyPurpose, false)
+	known, err := a.look(ctx, p, r, emergencyPurpose, false, a.now())
 	switch {
 	case err != nil || !a.leased(a.clock()): // it may have been revoked elsewhere
 		return Decision{Reason: ReasonUnavailable, Purpose: emergencyPurpose, Policy: d.Policy}

@@ -110,7 +110,7 @@ func (a *Access) Explain(ctx context.Context, p *Principal, r Request) []Gate {
 		return bound, ok
 	}
 	t.known = func(purpose string, fresh bool) (judged, error) {
-		known, err := a.look(ctx, p, r, purpose, fresh)
+		known, err := a.look(ctx, p, r, purpose, fresh, a.now())
 		if err == nil && purpose == emergencyPurpose && !a.leased(a.clock()) {
 			err = errUnconfirmed
 		}
@@ -158,7 +158,7 @@ func (a *Access) ReplayNow(ctx context.Context, d Recorded) []Gate {
 	t := d.trial(a.policy.Load())
 	t.now = a.now()
 	t.known = func(purpose string, fresh bool) (judged, error) {
-		return a.look(ctx, d.Principal, d.Request, purpose, fresh)
+		return a.look(ctx, d.Principal, d.Request, purpose, fresh, a.now())
 	}
 	return t.gates()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"sync/atomic"
 	"time"
 
 	"github.com/dgraph-io/ristretto/v2"
@@ -27,12 +28,15 @@ type knownFact struct {
 const (
 	factCapacity = 100_000
 	factLife     = time.Minute
+	recentFacts  = 1 << 13
 )
 
-// factCache remembers facts. The cache may drop what it likes: all of it can be looked up again.
+// factCache remembers facts. The cache may drop what it likes: all of it can be looked up again. In front of it stand the facts that were
+// asked for last, each in the one place that its hash has: a look at them is a third of a look at the cache, which counts what it is asked.
 type factCache struct {
-	seed  maphash.Seed
-	cache *ristretto.Cache[uint64, *knownFact]
+	seed   maphash.Seed
+	recent *[recentFacts]atomic.Pointer[knownFact]
+	cache  *ristretto.Cache[uint64, *knownFact]
 }
 
 func newFactCache() (factCache, error) {
@@ -42,14 +46,23 @@ func newFactCache() (factCache, error) {
 	if err != nil {
 		return factCache{}, fmt.Errorf("making cache of facts: %w", err)
 	}
-	return factCache{seed: maphash.MakeSeed(), cache: cache}, nil
+	return factCache{seed: maphash.MakeSeed(), recent: new([recentFacts]atomic.Pointer[knownFact]), cache: cache}, nil
 }
 
 // recall returns what is remembered, nil when nothing that still stands is. The hash only finds the entry, the comparison is of the
 // whole key: two whose hashes collide stay two.
 func (c factCache) recall(k about, epochs *Epochs, now time.Duration) *Fact {
-	e, ok := c.cache.Get(maphash.Comparable(c.seed, k))
-	if !ok || e.about != k || now >= e.until ||
+	hash := maphash.Comparable(c.seed, k)
+	place := &c.recent[hash%recentFacts]
+	e := place.Load()
+	if e == nil || e.about != k {
+		var ok bool
+		if e, ok = c.cache.Get(hash); !ok || e.about != k {
+			return nil
+		}
+		place.Store(e)
+	}
+	if now >= e.until ||
 		e.relationship != epochs.Relationship[e.fact.RelationshipShard] || e.consent != epochs.Consent[e.fact.ConsentShard] {
 		return nil
 	}
@@ -57,10 +70,12 @@ func (c factCache) recall(k about, epochs *Epochs, now time.Duration) *Fact {
 }
 
 func (c factCache) remember(k about, f Fact, epochs *Epochs, now, life time.Duration) {
-	c.cache.SetWithTTL(maphash.Comparable(c.seed, k), &knownFact{
+	hash, e := maphash.Comparable(c.seed, k), &knownFact{
 		about: k, fact: f, until: now + life,
 		relationship: epochs.Relationship[f.RelationshipShard], consent: epochs.Consent[f.ConsentShard],
-	}, 1, life)
+	}
+	c.recent[hash%recentFacts].Store(e)
+	c.cache.SetWithTTL(hash, e, 1, life)
 }
 
 // judged is what is known of a caller and the patients of a record together.
@@ -70,25 +85,25 @@ type judged struct {
 	opened  bool   // the record's segment, by consents of all of them
 }
 
-// add takes in one more patient. The clock is read for those only who have consents.
-func (j *judged) add(f *Fact, r *Request, purpose string, now func() time.Time, first bool) {
+// add takes in one more patient.
+func (j *judged) add(f *Fact, r *Request, purpose string, now time.Time, first bool) {
 	if j.related == "" {
 		j.related = f.Related
 	}
 	denied, opened := false, false
 	if len(f.Consents) > 0 {
-		denied, opened = JudgeConsents(f.Consents, r.Type, r.Segment, purpose, now())
+		denied, opened = JudgeConsents(f.Consents, r.Type, r.Segment, purpose, now)
 	}
 	j.denied = j.denied || denied
 	j.opened = opened && (first || j.opened)
 }
 
 // look returns what is known of the caller and the record's patients, for a purpose. A missing relationship is always looked up, so that a
-// new one works at once; fresh says that the relationship matters.
-func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose string, fresh bool) (judged, error) {
+// new one works at once; fresh says that the relationship matters. wall is the time of the decision.
+func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose string, fresh bool, wall time.Time) (judged, error) {
 	// The epochs are read before the storage is asked: an answer that a change overtakes is kept under the old epochs, where
 	// nobody finds it.
-	epochs, now := a.epochs.Load(), a.clock()
+	epochs, now := a.epochs.Load(), a.clockAt(wall)
 	who := actor(p)
 	leased := a.leased(now)
 	var all judged
@@ -100,7 +115,7 @@ func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose stri
 				known = false
 				break
 			}
-			all.add(f, &r, purpose, a.now, i == 0)
+			all.add(f, &r, purpose, wall, i == 0)
 		}
 		if known && (!fresh || all.related != "") {
 			a.hits.Add(1)
@@ -115,11 +130,10 @@ func (a *Access) look(ctx context.Context, p *Principal, r Request, purpose stri
 	if len(facts) != len(r.Patients) {
 		return judged{}, fmt.Errorf("storage told %d facts about %d patients", len(facts), len(r.Patients))
 	}
-	all = judged{}
-	wall := a.now()
+	all, wall = judged{}, a.now()
 	for i := range facts {
 		f := &facts[i]
-		all.add(f, &r, purpose, a.now, i == 0)
+		all.add(f, &r, purpose, wall, i == 0)
 		life := factLife
 		if !f.Until.IsZero() {
 			life = min(life, f.Until.Sub(wall))

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,10 +40,13 @@ type benchVerb struct {
 	Import      string        `help:"FHIR files for the import figure; the generated patients' rate is printed in any case." type:"path" placeholder:"PATH"`
 	Audit       bool          `help:"Measure the audit trail instead: journal, ingest, outage, queries, verification."`
 	PHI         bool          `help:"Measure sealed records instead: opening and sealing beside bare AES-GCM, pgcrypto and a plaintext index."`
+	Auth        bool          `help:"Measure authentication instead: tokens beside jwx, decisions, the whole stack beside bare Fiber, hanging issuers and forged floods."`
+	Long        bool          `help:"With --auth: the issuer hangs for 30 seconds, not for three."`
 	AuditRows   []int64       `help:"With --audit: sizes of the trail that is queried, the smallest first; 20 million take 15 GB and a quarter of an hour." default:"200000,2000000" placeholder:"N"`
 
-	Load string `hidden:"" help:"Be the load generator against this URL list (internal)."`
-	Rate int    `hidden:"" help:"Requests a second of the load generator, whatever the answers take; closed loop when 0 (internal)."`
+	Load   string `hidden:"" help:"Be the load generator against this URL list (internal)."`
+	Forged bool   `hidden:"" help:"Break the signature of every token, and take any answer (internal)."`
+	Rate   int    `hidden:"" help:"Requests a second of the load generator, whatever the answers take; closed loop when 0 (internal)."`
 }
 
 // Help is shown by --help.
@@ -50,9 +54,10 @@ func (*benchVerb) Help() string {
 	return `Starts a private deployment in a temporary folder and loads, in turn and in one run: bare Fiber + pgx serving the row as jsonb (the
 floor), the compliant read with an audit trail that survives kill -9 (process), and one that survives a power cut (power).
 The load generator is a process of its own. Takes about a minute and a half. With --audit it measures the trail's own promises in
-about five minutes, and says which figures miss their targets. With --phi it measures what sealing costs, in about a minute.
+about five minutes, and says which figures miss their targets. With --phi it measures what sealing costs, with --auth what
+authentication and decisions cost; each in about a minute.
 
-  chartkeep bench --phi`
+  chartkeep bench --auth`
 }
 
 // variant is one thing to load.
@@ -60,6 +65,7 @@ type variant struct {
 	name, url string
 	token     string
 	target    float64 // ratio to the floor that this version must reach; 0 for the floor
+	forged    bool    // the token's signature is broken, another way each time, and any answer is fine
 }
 
 // loadResult is what the load generator prints.
@@ -88,8 +94,10 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 		return v.audit(ctx, t, b)
 	case v.PHI:
 		return v.phi(ctx, t, b)
+	case v.Auth:
+		return v.auth(ctx, t, b)
 	}
-	r, s, dir, cluster, log := b.rooms, b.settings, b.dir, b.cluster, b.sink.Logger
+	r, dir, cluster, log := b.rooms, b.dir, b.cluster, b.sink.Logger
 	ids, err := v.fill(ctx, r.records, t)
 	if err != nil {
 		return err
@@ -106,7 +114,7 @@ func (v *benchVerb) Run(ctx context.Context, t terminal) (err error) {
 		level  audit.Level
 		target float64
 	}{{"process", audit.Process, 0.60}, {"power", audit.Power, 0.45}} {
-		a, err := benchAPI(ctx, r, s, dir, phi.Levels{Disclosure: c.level, Other: audit.Process}, log)
+		a, err := benchAPI(ctx, r, dir, phi.Levels{Disclosure: c.level, Other: audit.Process}, loadLimits(), log)
 		if err != nil {
 			return err
 		}
@@ -245,7 +253,7 @@ type benchServer struct {
 }
 
 // benchAPI starts an API at a durability level on the shared rooms, with an issuer of its own.
-func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi.Levels, log *slog.Logger) (*benchServer, error) {
+func benchAPI(ctx context.Context, r *rooms, dir string, levels phi.Levels, limits rest.Limits, log *slog.Logger) (*benchServer, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -273,7 +281,7 @@ func benchAPI(ctx context.Context, r *rooms, s *settings, dir string, levels phi
 		return nil, err
 	}
 	a, err := startAPI(ctx, r, surface{
-		base: origin + "/fhir/R4", records: records, levels: levels, limits: loadLimits(), mount: map[string]http.Handler{"/oauth2": issuer.Handler()},
+		base: origin + "/fhir/R4", records: records, levels: levels, limits: limits, mount: map[string]http.Handler{"/oauth2": issuer.Handler()},
 		issuer:   rest.Issuer{Issuer: origin + "/oauth2", JWKS: origin + "/oauth2/jwks"},
 		verifier: verifier,
 	}, l, log)
@@ -382,6 +390,9 @@ func (v *benchVerb) spawn(ctx context.Context, dir string, x variant, ids []stri
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, exe, "bench", "--load", x.url, "--import", plan, "--connections", strconv.Itoa(v.Connections), "--phase", v.Phase.String(), "--rate", strconv.Itoa(rate))
+	if x.forged {
+		cmd.Args = append(cmd.Args, "--forged")
+	}
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {
@@ -406,8 +417,14 @@ func (v *benchVerb) load(ctx context.Context, t terminal) error {
 	}
 	lines := strings.Split(string(plan), "\n")
 	token, ids := lines[0], lines[1:]
+	if v.Forged {
+		ids = slices.Repeat(ids, 1+5000/len(ids))
+	}
 	requests := make([][]byte, len(ids))
 	for i, id := range ids {
+		if v.Forged {
+			token = forge(token)
+		}
 		h := "GET " + target.Path + id + " HTTP/1.1\r\nHost: " + target.Host + "\r\n"
 		if token != "" {
 			h += "Authorization: Bearer " + token + "\r\n"
@@ -427,7 +444,7 @@ func (v *benchVerb) load(ctx context.Context, t terminal) error {
 			if v.Rate > 0 {
 				gap = time.Second * time.Duration(v.Connections) / time.Duration(v.Rate)
 			}
-			if took[i], err = drive(ctx, target.Host, requests, began.Add(gap*time.Duration(i)/time.Duration(v.Connections)), gap); err != nil {
+			if took[i], err = drive(ctx, target.Host, requests, began.Add(gap*time.Duration(i)/time.Duration(v.Connections)), gap, v.Forged); err != nil {
 				failed.Add(1)
 			}
 		})
@@ -442,9 +459,18 @@ func (v *benchVerb) load(ctx context.Context, t terminal) error {
 	return json.NewEncoder(t.out).Encode(res)
 }
 
-// drive is one connection. Any answer but 200 ends it with an error. A request begins when it is due, gap after the one before, or
+// forge gives a token another signature, of the right form.
+func forge(token string) string {
+	var sig [64]byte
+	for i := range sig {
+		sig[i] = byte(rand.Uint32())
+	}
+	return token[:strings.LastIndexByte(token, '.')+1] + base64.RawURLEncoding.EncodeToString(sig[:])
+}
+
+// drive is one connection. Any answer but 200 ends it with an error, unless any will do. A request begins when it is due, gap after the one before, or
 // when there is no gap when the last answer is whole; what it takes is counted from there.
-func drive(ctx context.Context, host string, requests [][]byte, due time.Time, gap time.Duration) (took []time.Duration, err error) {
+func drive(ctx context.Context, host string, requests [][]byte, due time.Time, gap time.Duration, whatever bool) (took []time.Duration, err error) {
 	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", host)
 	if err != nil {
 		return nil, err
@@ -460,7 +486,7 @@ func drive(ctx context.Context, host string, requests [][]byte, due time.Time, g
 		if _, err := c.Write(requests[rand.IntN(len(requests))]); err != nil {
 			return took, err
 		}
-		if err := answer(in); err != nil {
+		if err := answer(in, whatever); err != nil {
 			return took, err
 		}
 		took = append(took, time.Since(began))
@@ -469,12 +495,12 @@ func drive(ctx context.Context, host string, requests [][]byte, due time.Time, g
 }
 
 // answer reads one response with a Content-Length and throws its body away.
-func answer(in *bufio.Reader) error {
+func answer(in *bufio.Reader, whatever bool) error {
 	status, err := in.ReadSlice('\n')
 	if err != nil {
 		return err
 	}
-	if len(status) < 12 || string(status[9:12]) != "200" {
+	if len(status) < 12 || !whatever && string(status[9:12]) != "200" {
 		return fmt.Errorf("answered %q", status)
 	}
 	length := -1

@@ -27,7 +27,7 @@ func (f *figures) rotation(ctx context.Context, v *benchVerb, t terminal, b *ben
 	if err != nil {
 		return err
 	}
-	a, err := benchAPI(ctx, b.rooms, b.settings, b.dir, phi.Levels{Disclosure: audit.Power, Other: audit.Process}, b.sink.Logger)
+	a, err := benchAPI(ctx, b.rooms, b.dir, phi.Levels{Disclosure: audit.Power, Other: audit.Process}, loadLimits(), b.sink.Logger)
 	if err != nil {
 		return err
 	}

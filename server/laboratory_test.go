@@ -89,7 +89,7 @@ func openLaboratory(t *testing.T, level audit.Level, role string) *laboratory {
 		t.Fatal(err)
 	}
 	levels := phi.Levels{Disclosure: level, Other: audit.Process}
-	if lab.api, err = benchAPI(t.Context(), lab.rooms, lab.settings, dir, levels, lab.sink.Logger); err != nil {
+	if lab.api, err = benchAPI(t.Context(), lab.rooms, dir, levels, loadLimits(), lab.sink.Logger); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
