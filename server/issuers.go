@@ -229,7 +229,7 @@ func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, base, 
 }
 
 const (
-	discoverTimeout = 10 * time.Second
+	discoverTimeout = 5 * time.Second
 	maxMetadata     = 1 << 20            // bytes
 	metadataFor     = 7 * 24 * time.Hour // that kept metadata serves
 )
