@@ -268,6 +268,9 @@ func TestIssuerDown(t *testing.T) {
 	if _, err := ask(v, fresh()); err != nil || v.Healthy() != nil {
 		t.Errorf("after 23 h: %v, healthy %v", err, v.Healthy())
 	}
+	if _, err := ask(v, is.sign("es", strings.Replace(esHeader, `"es"`, `"new"`, 1), is.claims(nil))); !errors.Is(err, ErrToken) {
+		t.Errorf("unknown key id while the issuer is down: %v, want ErrToken", err)
+	}
 	clk.advance(2 * time.Hour)
 	if _, err := ask(v, fresh()); !errors.Is(err, ErrKeys) || !errors.Is(v.Healthy(), ErrKeys) {
 		t.Errorf("after 25 h: %v, healthy %v; want ErrKeys", err, v.Healthy())

@@ -13,7 +13,8 @@ import (
 
 // TestVerifierModel holds the verifier, with its cache, its keys and its revocations, to a model without any of these: a token is good
 // when its key was in the last good document, nothing of it was revoked, and the clock is within its life. Keys come, go and come back
-// under the same id, documents fail, the clock moves both ways, tokens are asked about again and again.
+// under the same id, documents fail, the clock moves both ways, tokens are asked about again and again, and the cache has room for many
+// or for few.
 func TestVerifierModel(t *testing.T) {
 	is := newIssuer(t)
 	is.remove("es")
@@ -38,6 +39,7 @@ func TestVerifierModel(t *testing.T) {
 		for _, kid := range kids {
 			is.add(kid, is.private[kid], published[kid])
 		}
+		v.cache = newTokenCache(rapid.SampledFrom([]int{1, cacheShards, cacheCapacity}).Draw(t, "room in the cache"))
 		fetchNow(v)
 		v.issuers[0].keys.demanded = time.Now().Add(1000 * time.Hour) // only the steps below fetch
 		trusted, document := map[string]bool{"a": true, "b": true, "c": true}, map[string]bool{"a": true, "b": true, "c": true}
