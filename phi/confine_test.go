@@ -134,6 +134,16 @@ func TestConfinedHistory(t *testing.T) {
 	if _, err := w.Records.ReadVersion(ctx, caller, ref, 1); err != nil {
 		t.Error(err)
 	}
+	// Deleted, and made again: what is left of the deleted version says nothing by which it could be inside.
+	if _, err := w.Records.Delete(ctx, backend(), ref, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Records.Update(ctx, backend(), ref, []byte(withID(observed(w.mine.ID, "laboratory"), ref.ID)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if p, err = w.Records.History(ctx, caller, ref, 0, ""); err != nil || len(p.Resources) != 3 || p.Total != 3 || p.Resources[0].Version != 6 || p.Resources[1].Version != 4 {
+		t.Errorf("shown: %+v, %v", p, err)
+	}
 	if _, err := w.Records.Update(ctx, backend(), ref, []byte(withID(observed(w.mine.ID, "survey"), ref.ID)), 0); err != nil {
 		t.Fatal(err)
 	}
