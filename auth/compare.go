@@ -42,6 +42,9 @@ func Compare(was, is Document) []Change {
 	types := typesOf(was, is)
 	for _, r := range is.Roles {
 		before, known := old[r.Name]
+		if known && reflect.DeepEqual(before, r) {
+			continue
+		}
 		if !known {
 			c.note(false, false, "role %s is new", r.Name)
 		}
@@ -58,7 +61,7 @@ func Compare(was, is Document) []Change {
 	if a, b := was.Settings.EmergencyOverConsent, is.Settings.EmergencyOverConsent; a != b {
 		c.note(b, a, "emergency access where a consent denies: %s", map[bool]string{true: "always", false: "only when the consent permits it"}[b])
 	}
-	if len(c.list) == 0 && !same(was, is) {
+	if len(c.list) == 0 && !was.Equal(&is) {
 		c.note(false, false, "it is written or ordered differently")
 	}
 	slices.SortStableFunc(c.list, func(a, b Change) int { return rank(a) - rank(b) })
@@ -75,11 +78,21 @@ func rank(c Change) int {
 	return 2
 }
 
-// same reports whether two documents are the same but for lists that are empty or not there.
-func same(a, b Document) bool {
-	x, xe := json.Marshal(NewDocument(a.Policy()))
-	y, ye := json.Marshal(NewDocument(b.Policy()))
+// Equal reports whether two documents are the same but for what goes without saying, and the order of what has none.
+func (d *Document) Equal(other *Document) bool {
+	x, xe := json.Marshal(d.ordered())
+	y, ye := json.Marshal(other.ordered())
 	return xe == nil && ye == nil && bytes.Equal(x, y)
+}
+
+// ordered is the document with capabilities and conflicts in the order of their names.
+func (d *Document) ordered() Document {
+	o := NewDocument(d.Policy())
+	for _, r := range o.Roles {
+		slices.SortFunc(r.Capabilities, func(a, b DocumentCapability) int { return strings.Compare(a.Name, b.Name) })
+	}
+	slices.SortFunc(o.Conflicts, func(a, b DocumentConflict) int { return strings.Compare(a.Role+" "+a.Other, b.Role+" "+b.Other) })
+	return o
 }
 
 type comparison struct{ list []Change }

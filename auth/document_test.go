@@ -100,7 +100,7 @@ func TestDocumentIsThePolicy(t *testing.T) {
 		}
 		commented := strings.ReplaceAll(string(text), "\n", ` // a "comment" // of {`+"\n")
 		read, err := ReadDocument([]byte(commented))
-		if err != nil || !same(read, d) || len(Compare(d, read)) != 0 {
+		if err != nil || !read.Equal(&d) || len(Compare(d, read)) != 0 {
 			t.Fatalf("%v\n%s", err, commented)
 		}
 	})
@@ -124,7 +124,7 @@ func FuzzDocument(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if again, err := ReadDocument(text); err != nil || !same(again, d) {
+		if again, err := ReadDocument(text); err != nil || !again.Equal(&d) {
 			t.Fatalf("%v: %s", err, text)
 		}
 	})

@@ -231,8 +231,16 @@ func apply(ctx context.Context, tx pgx.Tx, d *auth.Document, version *int64) err
 			return err
 		}
 	}
-	*version, err = epoch(ctx, tx, "policy")
-	return err
+	// What every instance will read is what was checked.
+	stored, err := readPolicy(ctx, tx)
+	if err != nil {
+		return err
+	}
+	if is := auth.NewDocument(stored); !is.Equal(d) {
+		return errors.New("the database keeps another policy than it was given")
+	}
+	*version = stored.Version
+	return nil
 }
 
 // texts is the list of texts that a member of a jsonb value is.
