@@ -10,8 +10,8 @@ import (
 // resumeEvery is how often work that was interrupted is looked for.
 const resumeEvery = time.Minute
 
-// resume goes on with merges that a request left unfinished, because its time was over or its process died, and tells the outcome of
-// erasures that nobody has told.
+// resume goes on with merges that a request left unfinished, because its time was over or its process died, tells the outcome of
+// erasures that nobody has told, and forgets relationships that are long over.
 func (r *rooms) resume(ctx context.Context) error {
 	tick := time.NewTicker(resumeEvery)
 	defer tick.Stop()
@@ -20,6 +20,9 @@ func (r *rooms) resume(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		}
+		if err := r.db.Auth().ForgetRelationships(ctx); err != nil && ctx.Err() == nil {
+			r.logger.Warn("relationships that are long over cannot be forgotten now", "error", err.Error())
 		}
 		if n, err := r.erasures.Tell(ctx); err != nil && ctx.Err() == nil {
 			r.logger.Warn("the outcome of an erasure cannot be recorded now", "error", err.Error())

@@ -105,16 +105,21 @@ func (s *AuthStorage) Ungrant(ctx context.Context, practitioner, patient, by str
 	return nil
 }
 
+// ForgetRelationships deletes those that are over for longer than any tail can be: dates of treatment are not kept longer than they are
+// needed.
+func (s *AuthStorage) ForgetRelationships(ctx context.Context) error {
+	if _, err := s.pool.Exec(ctx, forgetSQL); err != nil {
+		return bare("forgetting relationships", err)
+	}
+	return nil
+}
+
+const forgetSQL = `DELETE FROM treatment WHERE ends < 'infinity' AND ends < now() - interval '366 days'`
+
 // Relationships lists those of a practitioner, of a patient, or of the two, that are not over with their tails; at most limit.
 func (s *AuthStorage) Relationships(ctx context.Context, practitioner, patient string, limit int) ([]auth.Relationship, error) {
-	rows, err := s.pool.Query(ctx, `SELECT t.practitioner, t.patient, t.source, t.id, coalesce(t.reason, ''), coalesce(t.granted_by, ''), t.granted_at,
-			nullif(t.starts, '-infinity'), nullif(t.ends, 'infinity'), x.tail_days, v.until IS NOT NULL
-		FROM treatment t JOIN treatment_source x USING (source)
-		LEFT JOIN LATERAL (SELECT v.until FROM treating v WHERE v.practitioner = t.practitioner AND v.patient = t.patient AND v.source = t.source LIMIT 1) v
-			ON t.starts <= now() + make_interval(hours => 24 * x.lead_days)
-		WHERE ($1 = '' OR t.practitioner = $1) AND ($2 = '' OR t.patient = $2) AND ($1 <> '' OR $2 <> '')
-			AND now() < t.ends + make_interval(hours => 24 * x.tail_days)
-		ORDER BY t.practitioner, t.patient, t.source, t.id, t.starts LIMIT $3`, practitioner, patient, limit)
+	sql, args := relationshipsSQL(practitioner, patient, limit)
+	rows, err := s.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, bare("listing relationships", err)
 	}
@@ -132,6 +137,26 @@ func (s *AuthStorage) Relationships(ctx context.Context, practitioner, patient s
 		return nil, bare("listing relationships", err)
 	}
 	return list, nil
+}
+
+// relationshipsSQL builds the statement: its text depends on who is named, never on the names.
+func relationshipsSQL(practitioner, patient string, limit int) (string, []any) {
+	args := []any{limit}
+	var where strings.Builder
+	for _, is := range [...]struct{ column, who string }{{"practitioner", practitioner}, {"patient", patient}} {
+		if is.who != "" {
+			args = append(args, is.who)
+			where.WriteString(` AND t.` + is.column + ` = $` + strconv.Itoa(len(args)))
+		}
+	}
+	if len(args) == 1 {
+		where.WriteString(` AND false`) // nobody's
+	}
+	return `SELECT t.practitioner, t.patient, t.source, t.id, coalesce(t.reason, ''), coalesce(t.granted_by, ''), t.granted_at,
+			nullif(t.starts, '-infinity'), nullif(t.ends, 'infinity'), x.tail_days, t.starts <= now() + make_interval(hours => 24 * x.lead_days)
+		FROM treatment t JOIN treatment_source x USING (source)
+		WHERE now() < t.ends + make_interval(hours => 24 * x.tail_days)` + where.String() + `
+		ORDER BY t.practitioner, t.patient, t.source, t.id, t.starts LIMIT $1`, args
 }
 
 // These advance the epochs' shards of the people in a CTE "changed" and tell the listeners; when nothing changed they do neither, because a

@@ -61,6 +61,18 @@ func TestRelationshipPeriods(t *testing.T) {
 	if list, err := a.Relationships(ctx, "rivera", "", 100); err != nil || len(list) != 7 { // but what is over, and what is none
 		t.Errorf("%d, %v", len(list), err)
 	}
+	w := write(phi.Ref{Type: "Encounter", ID: "old"}, 1, "p-old")
+	w.Treats = []phi.Treatment{{Practitioner: "rivera", Patient: "p-old", Until: day(-367)}, {Practitioner: "chen", Patient: "p-old", Until: day(-365)}}
+	if err := db.Records().Commit(ctx, []phi.Write{w}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.ForgetRelationships(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var left string
+	if err := admin.QueryRow(ctx, `SELECT string_agg(practitioner, ' ') FROM treatment WHERE patient = 'p-old'`).Scan(&left); err != nil || left != "chen" {
+		t.Errorf("left of what is over for a year: %q, %v", left, err)
+	}
 	before, err := a.Epochs(ctx)
 	if err != nil {
 		t.Fatal(err)

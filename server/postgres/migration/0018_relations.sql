@@ -7,7 +7,7 @@ INSERT INTO authz_epoch SELECT 'consent', s, 0 FROM generate_series(0, 255) s;
 CREATE FUNCTION authz_shard(person text) RETURNS smallint LANGUAGE sql IMMUTABLE PARALLEL SAFE RETURN (hashtext(person) & 255)::smallint;
 
 -- How long before it begins and after it ends a relationship holds, in days, by what states it. A visit is prepared, and its findings come in
--- later. (More than a year after their end relationships are not kept, so a tail cannot be longer.)
+-- later. (A year after their end relationships are forgotten, so a tail cannot be longer.)
 CREATE TABLE treatment_source (
   source    text     PRIMARY KEY,
   lead_days smallint NOT NULL CHECK (lead_days BETWEEN 0 AND 366),
@@ -22,6 +22,7 @@ ALTER TABLE treatment
   ADD CHECK (starts < ends),
   DROP CONSTRAINT treatment_pkey, ADD PRIMARY KEY (practitioner, patient, type, id, starts, ends);
 CREATE INDEX treatment_patient ON treatment (patient);
+CREATE INDEX treatment_ends ON treatment (ends) WHERE ends < 'infinity';
 
 -- The relationships that hold now, and until when.
 CREATE VIEW treating AS SELECT t.practitioner, t.patient, t.source, t.ends + make_interval(hours => 24 * s.tail_days) AS until
