@@ -88,10 +88,10 @@ func Verdict(gates []Gate) (allowed bool, reason Reason) {
 		}
 	}
 	if reason != ReasonAllowed && rescued != nil {
-		switch {
-		case rescued.State == GatePassed:
+		switch rescued.State {
+		case GatePassed:
 			reason = ReasonAllowed
-		case rescued.State == GateFailed:
+		case GateFailed:
 			reason = rescued.Reason
 		}
 	}
@@ -283,10 +283,10 @@ func (t *trial) rule(r *rule, bound bool) (list []Gate, purpose string) {
 	default:
 		list = append(list, gate(GateConsent, !known.denied, ReasonConsent, ""))
 	}
-	switch opened := r.segments.Has(t.r.Segment) || !exempt && known.opened; {
-	case t.r.Segment == SegmentGeneral:
+	if t.r.Segment == SegmentGeneral {
 		list = append(list, Gate{Name: GateSegment, State: GateNotNeeded})
-	default:
+	} else {
+		opened := r.segments.Has(t.r.Segment) || !exempt && known.opened
 		list = append(list, gate(GateSegment, opened, ReasonSegment, t.r.Segment.String()))
 	}
 	return list, purpose
