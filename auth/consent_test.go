@@ -309,3 +309,22 @@ func TestPurposes(t *testing.T) {
 		}
 	}
 }
+
+// Consents cost a decision no allocation either.
+func TestConsentsAllocateNothing(t *testing.T) {
+	w := newWard()
+	w.consents["pat-1"] = []ConsentRule{
+		{Consent: "c", Purposes: []string{"HRESCH"}}, {Consent: "d", Actor: "Practitioner/rivera"}, {Consent: "d", Depth: 1, Permit: true, Until: time.Now().Add(time.Hour)},
+	}
+	a := newWardAccess(t, w)
+	p, r, ctx := doctor("rivera"), Request{Interaction: Read, Type: "Observation", Patients: []string{"pat-1"}}, t.Context()
+	a.Check(ctx, p, r)
+	a.known.cache.Wait()
+	if n := testing.AllocsPerRun(1000, func() {
+		if !a.Check(ctx, p, r).Allowed {
+			t.Fatal("denied")
+		}
+	}); n != 0 && !raceEnabled {
+		t.Errorf("%v allocations", n)
+	}
+}
