@@ -468,3 +468,52 @@ func TestPolicyGoesRoundTheDatabase(t *testing.T) {
 		t.Errorf("%v, %v", need, err)
 	}
 }
+
+// TestPolicyIsHealed: what somebody broke by hand stays out of force, is in the history with his name, and a version from before it puts
+// everything right again.
+func TestPolicyIsHealed(t *testing.T) {
+	db, name := open(t)
+	keyed(t, db)
+	s, ctx := db.Policies(), t.Context()
+	var alarms []auth.Alarm
+	access, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: db.Auth(), Alarm: func(a auth.Alarm) { alarms = append(alarms, a) }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(access.Close)
+	good, document, err := s.Version(ctx, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	epoch := access.Stats().Policy
+	must(t, connect(t, name, ""), `UPDATE permission SET type = 'observation' WHERE role = 'researcher' AND type = 'Observation'`)
+	clerk := &auth.Principal{Subject: "k", Roles: []string{"researcher"}, Scopes: auth.ParseScopes("user/*.rs")}
+	reads := func() bool { return access.Type(clerk, auth.Read, "Observation", "").Allowed }
+	for range 2 {
+		if err := access.Refresh(ctx); err == nil {
+			t.Error("a policy that does not compile is in force")
+		}
+	}
+	if !reads() || access.Stats().Policy != epoch || access.Healthy() == nil || len(alarms) != 1 || alarms[0].Refused == nil {
+		t.Errorf("policy %d, %v, alarms %+v", access.Stats().Policy, access.Healthy(), alarms)
+	}
+	if _, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: db.Auth()}); err == nil {
+		t.Error("a server begins with it")
+	}
+	broken, _, err := s.Version(ctx, 0)
+	if err != nil || broken.Version <= good.Version || !strings.HasPrefix(broken.By, "database role ") {
+		t.Errorf("%+v, %v", broken, err)
+	}
+	p := &auth.Proposal{ID: id(), Base: broken.Version, Document: document, Reason: "as it was", RequestedBy: "root"}
+	if err := s.Propose(ctx, p, false); err != nil {
+		t.Fatal(err)
+	}
+	if p.State == auth.StateRequested { // giving researchers back what they had widens
+		if _, err := s.ApproveProposal(ctx, p.ID, "diaz"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := access.Refresh(ctx); err != nil || access.Healthy() != nil || !reads() || access.Stats().Policy <= epoch {
+		t.Errorf("%v, %v, policy %d", err, access.Healthy(), access.Stats().Policy)
+	}
+}
