@@ -168,7 +168,8 @@ func TestEmergencyInstances(t *testing.T) {
 		Changed []string
 	}
 	path := "/v1/decisions/" + refusal
-	other.eventually(t, "officer-diaz", path, &decision, func() bool { return true })
+	other.within(t, 10*time.Second, path, officer, http.StatusOK) // when it has reached the database
+	other.ask(t, "officer-diaz", path, &decision)
 	if !decision.Was.Exact || decision.Was.Allowed || decision.Was.Reason != "relationship-missing" || !decision.Same || len(decision.Changed) > 0 {
 		t.Errorf("the refusal is explained as %+v", decision)
 	}
