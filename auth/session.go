@@ -67,7 +67,7 @@ const (
 	tellEvery      = 10 * time.Second // looks for sessions that were used
 	tellOften      = time.Minute      // of one session, at most; less where a limit is short
 	tellAtOnce     = 1000             // sessions in one call of the storage
-	askEvery       = 10 * time.Second // about a session that seems to be idle
+	askEvery       = 10 * time.Second // about a session that seems to be idle, at most; more often where a limit is short
 	storageTimeout = 2 * time.Second
 )
 
@@ -234,7 +234,7 @@ func (s *Sessions) resume(ctx context.Context, state *sessionState, p *Principal
 		last := state.last.Load()
 		return limit.Idle > 0 && last != 0 && now.UnixNano()-last >= int64(limit.Idle) && !p.AuthTime.After(time.Unix(0, last))
 	}
-	if idle() && now.Sub(state.asked) >= askEvery { // it may have been used on another instance
+	if idle() && now.Sub(state.asked) >= min(askEvery, s.often) { // it may have been used on another instance
 		if err := s.ask(ctx, state, now); err != nil {
 			return begin, err
 		}

@@ -318,7 +318,7 @@ const mediaSCIM = "application/scim+json"
 // patchUser is as much of SCIM 2.0 as an identity provider needs to take somebody's access away when he leaves (RFC 7644 section 3.5.2):
 // active becomes false. Users are not kept here, so nothing else can be changed, and nobody is made active.
 func (c *call) patchUser() error {
-	subject, err := c.pathText("subject")
+	subject, err := c.pathText("id")
 	if err != nil {
 		return err
 	}
