@@ -482,7 +482,25 @@ func (r *rooms) policyAlarm(a auth.Alarm) {
 	r.alerts.raise(compliance.AlertConflictingRoles, compliance.High, a.Principal.Subject, "somebody bears two roles that conflict, and has neither")
 }
 
-// onPolicies runs a verb's work on the policy of a deployment.
-func (d *deployment) onPolicies(ctx context.Context, t terminal, work func(*rooms, *postgres.Policies) error) error {
-	return d.onRooms(ctx, t, func(r *rooms, _ *settings) error { return work(r, r.db.Policies()) })
+// onPolicies runs a verb's work on the policy of a deployment, with nothing open but the database and the trail: it must work where the policy
+// in the database does not compile, and no server starts.
+func (d *deployment) onPolicies(ctx context.Context, t terminal, work func(*rooms, *postgres.Policies) error) (err error) {
+	s, err := d.resolve(false)
+	if err != nil {
+		return err
+	}
+	sink := newLog(t.err)
+	defer sink.close()
+	r := &rooms{logger: sink.Logger}
+	defer func() { err = errors.Join(err, r.close(ctx)) }()
+	if r.db, err = postgres.Open(ctx, postgres.Config{DSN: s.databaseDSN, Logger: r.logger}); err != nil {
+		return fmt.Errorf("opening database: %w", err)
+	}
+	if r.log, err = audit.Open(audit.Config{Dir: s.journal, Storage: r.db.Audit(), Keep: s.keep, Logger: r.logger}); err != nil {
+		return fmt.Errorf("opening audit journal: %w", err)
+	}
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	r.stopRuns = stop
+	r.start(background, "audit shipper", r.log.Run)
+	return work(r, r.db.Policies())
 }
