@@ -107,7 +107,13 @@ type shot struct {
 // openTarget starts a server whose tokens the test signs itself.
 func openTarget(t *testing.T, limits rest.Limits, change func(*auth.VerifierConfig)) *target {
 	t.Helper()
-	x := &target{laboratory: openLaboratory(t, audit.Process, ""), bodies: map[string]string{}, offset: new(atomic.Int64)}
+	return targetOn(t, openLaboratory(t, audit.Process, ""), limits, change)
+}
+
+// targetOn starts one on rooms that are there.
+func targetOn(t *testing.T, lab *laboratory, limits rest.Limits, change func(*auth.VerifierConfig)) *target {
+	t.Helper()
+	x := &target{laboratory: lab, bodies: map[string]string{}, offset: new(atomic.Int64)}
 	x.forger = newForger(t, x.now)
 	x.serve(t, limits, change)
 	return x
@@ -328,9 +334,23 @@ func attackLimits() rest.Limits {
 	}
 }
 
+// TestUnderAttack is every case that leaves the deployment as it was, on one deployment, each with a server of its own.
+func TestUnderAttack(t *testing.T) {
+	lab := openLaboratory(t, audit.Process, "")
+	for _, c := range []struct {
+		name string
+		run  func(*testing.T, *laboratory)
+	}{
+		{"requests", testRequests}, {"ambiguous requests", testAmbiguous}, {"keys", testKeys}, {"access", testAccess}, {"memory", testMemory},
+		{"forged in the same network", testForgedInTheSameNetwork}, {"forged flood", testForgedFlood}, {"noisy client", testNoisyClient},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.run(t, lab) })
+	}
+}
+
 // Cases 1 to 35, 37, 47, 58 and 59: one request each.
-func TestAttacks(t *testing.T) {
-	x := openTarget(t, attackLimits(), nil)
+func testRequests(t *testing.T, lab *laboratory) {
+	x := targetOn(t, lab, attackLimits(), nil)
 	for _, a := range x.attacks() {
 		x.attack(t, a)
 	}

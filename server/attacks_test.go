@@ -48,8 +48,8 @@ func (x *target) refreshed(t *testing.T, number int) {
 }
 
 // Cases 19, 36, 38 to 42 and 48: what the issuer's keys go through.
-func TestAttacksOnKeys(t *testing.T) {
-	x := openTarget(t, rest.Limits{}, func(cfg *auth.VerifierConfig) { cfg.Revocations, cfg.Sessions = nil, nil }) // hours pass, and their leases with them
+func testKeys(t *testing.T, lab *laboratory) {
+	x := targetOn(t, lab, rest.Limits{}, func(cfg *auth.VerifierConfig) { cfg.Revocations, cfg.Sessions = nil, nil }) // hours pass, and their leases with them
 	f := x.forger
 
 	before := f.fetches.Load()
@@ -235,8 +235,8 @@ func thumbprint(key *ecdsa.PrivateKey) string {
 }
 
 // Cases 51 to 56: scopes, compartments, sign-ins that are too old, bound tokens, emergency access.
-func TestAttacksOnAccess(t *testing.T) {
-	x := openTarget(t, rest.Limits{}, nil)
+func testAccess(t *testing.T, lab *laboratory) {
+	x := targetOn(t, lab, rest.Limits{}, nil)
 	f := x.forger
 	as := func(role string, over map[string]any) []string {
 		c := map[string]any{"fhirUser": "Practitioner/" + demo.RiveraID}
@@ -434,8 +434,8 @@ func (x *target) do(t *testing.T, sql string) {
 
 // No attack makes the server allocate more than 64 KiB: the cases that are large in one way or another, measured against the same
 // request with a token that is refused for its first byte.
-func TestAttackMemory(t *testing.T) {
-	x := openTarget(t, rest.Limits{}, nil)
+func testMemory(t *testing.T, lab *laboratory) {
+	x := targetOn(t, lab, rest.Limits{}, nil)
 	f := x.forger
 	long := func(n int) string { return strings.Repeat("A", n) }
 	allocated := func(auth string) uint64 {

@@ -14,8 +14,8 @@ import (
 
 // What a proxy in front may have read otherwise than we do is not read at all: one answer, 400, and the connection is closed, so that
 // nothing of what follows is taken for a request.
-func TestAmbiguousRequests(t *testing.T) {
-	x := openTarget(t, rest.Limits{}, nil)
+func testAmbiguous(t *testing.T, lab *laboratory) {
+	x := targetOn(t, lab, rest.Limits{}, nil)
 	const smuggled = "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Request-Id: smuggled\r\n\r\n"
 	post := func(lines, body string) string {
 		return "POST /fhir/R4/Patient HTTP/1.1\r\nHost: x\r\nContent-Type: application/fhir+json\r\n" + lines + "\r\n\r\n" + body + smuggled
