@@ -14,8 +14,8 @@ import (
 )
 
 // TestReadersWhileIssuerHangs measures what the callers of cached and of new tokens wait while the issuer's endpoint hangs, for 1 s, and
-// for 30 s with CHARTKEEP_LONG: at worst 20 ms. A reader that waits for the issuer would wait in every round; one that waits for a core
-// of a busy machine does not.
+// for 30 s with CHARTKEEP_LONG: at worst 20 ms, or twice what those of another verifier wait in the same time, whose issuer is well: a machine
+// may be busy. A reader that waits for the issuer would wait in every round, for seconds.
 func TestReadersWhileIssuerHangs(t *testing.T) {
 	if raceEnabled {
 		t.Skip("measures latency")
@@ -37,6 +37,8 @@ func TestReadersWhileIssuerHangs(t *testing.T) {
 			t.Fatal("no keys")
 		}
 	}
+	well := newIssuer(t)
+	beside := newTestVerifier(t, well.config())
 	release := make(chan struct{})
 	defer close(release)
 	is.answers(func(_ http.ResponseWriter, r *http.Request) {
@@ -45,32 +47,36 @@ func TestReadersWhileIssuerHangs(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
-	warm := is.token(nil)
+	warm, other := is.token(nil), well.token(nil)
+	check := func(v *Verifier, token string) time.Duration {
+		began := time.Now()
+		if _, err := ask(v, token); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(began)
+	}
 	var all []time.Duration
 	for round := range rounds {
 		v.issuers[0].keys.refresh() // joins the one that hangs, or begins the next
-		worst, asked := time.Duration(0), 0
+		worst, usual, asked := time.Duration(0), time.Duration(0), 0
 		for end := time.Now().Add(hang); time.Now().Before(end); asked++ {
 			if asked%1000 == 0 { // and somebody waits for an unknown kid
 				go func() { _, _ = ask(v, is.sign("es", `{"alg":"ES256","kid":"new","typ":"at+jwt"}`, is.claims(nil))) }()
 			}
-			for _, token := range []string{warm, is.token(map[string]any{"jti": fmt.Sprint(round, "-", asked)}), warm} {
-				began := time.Now()
-				if _, err := ask(v, token); err != nil {
-					t.Fatal(err)
-				}
-				worst = max(worst, time.Since(began))
-			}
+			over := map[string]any{"jti": fmt.Sprint(round, "-", asked)}
+			cold, otherCold := is.token(over), well.token(over)
+			worst = max(worst, check(v, warm), check(v, cold), check(v, warm))
+			usual = max(usual, check(beside, other), check(beside, otherCold), check(beside, other))
 		}
-		if all = append(all, worst); worst < 20*time.Millisecond {
-			t.Logf("the slowest of %d checks took %v while the issuer hung for %v (rounds: %v)", 3*asked, worst, hang, all)
+		if all = append(all, worst, usual); worst < max(20*time.Millisecond, 2*usual) {
+			t.Logf("the slowest of %d checks took %v while the issuer hung for %v; beside it %v", 3*asked, worst, hang, usual)
 			if v.Stats().Issuers[0].Keys != 1 || is.fetches.Load() < 2 {
 				t.Error("the issuer did not hang")
 			}
 			return
 		}
 	}
-	t.Errorf("the slowest checks of %d rounds took %v", rounds, all)
+	t.Errorf("the slowest checks of %d rounds, and those beside them, took %v", rounds, all)
 }
 
 // fastest is the least time of one call in several rounds: what the machine does beside matters little to it.
