@@ -49,10 +49,15 @@ func newFactCache() (factCache, error) {
 	return factCache{seed: maphash.MakeSeed(), recent: new([recentFacts]atomic.Pointer[knownFact]), cache: cache}, nil
 }
 
+// hash is of what tells most pairs apart: a subject is one practitioner.
+func (c factCache) hash(k *about) uint64 {
+	return 3*maphash.String(c.seed, k.Subject) + maphash.String(c.seed, k.patient)
+}
+
 // recall returns what is remembered, nil when nothing that still stands is. The hash only finds the entry, the comparison is of the
 // whole key: two whose hashes collide stay two.
 func (c factCache) recall(k about, epochs *Epochs, now time.Duration) *Fact {
-	hash := maphash.Comparable(c.seed, k)
+	hash := c.hash(&k)
 	place := &c.recent[hash%recentFacts]
 	e := place.Load()
 	if e == nil || e.about != k {
@@ -70,7 +75,7 @@ func (c factCache) recall(k about, epochs *Epochs, now time.Duration) *Fact {
 }
 
 func (c factCache) remember(k about, f Fact, epochs *Epochs, now, life time.Duration) {
-	hash, e := maphash.Comparable(c.seed, k), &knownFact{
+	hash, e := c.hash(&k), &knownFact{
 		about: k, fact: f, until: now + life,
 		relationship: epochs.Relationship[f.RelationshipShard], consent: epochs.Consent[f.ConsentShard],
 	}
