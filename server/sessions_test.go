@@ -14,6 +14,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -675,4 +676,80 @@ func TestIdleSessionsEnd(t *testing.T) {
 			t.Errorf("a new sign-in: %d", status)
 		}
 	}
+}
+
+// TestBackChannelLogout: what the issuer ends is dead on both instances; whatever else is sent there is refused, and is no reason to end
+// anything.
+func TestBackChannelLogout(t *testing.T) {
+	w := openWard(t, 0)
+	officer, token, other := w.token(t, "officer-diaz"), w.token(t, "dr-rivera"), w.token(t, "dr-rivera")
+	for i := range w.instances {
+		if status := w.chart(t, i, token); status != http.StatusOK {
+			t.Fatal(status)
+		}
+	}
+	post := func(body, media string) *http.Response {
+		t.Helper()
+		res, b := w.instances[0].ask(t, "POST", "/v1/backchannel-logout", "", body, "Content-Type", media)
+		if res.Header.Get("Cache-Control") != "no-store" || bytes.Contains(b, []byte("jti")) {
+			t.Errorf("%s: %v %s", body, res.Header, b)
+		}
+		return res
+	}
+	const form = "application/x-www-form-urlencoded"
+	for body, status := range map[string]int{
+		"logout_token=" + token: 400, "logout_token=": 400, "token=x": 400, "logout_token=x&logout_token=y": 400, "logout_token=x&more=1": 400,
+		"logout_token=eyJhbGciOiJub25lIn0.e30.": 400,
+	} {
+		if res := post(body, form); res.StatusCode != status {
+			t.Errorf("%s: %d, want %d", body, res.StatusCode, status)
+		}
+	}
+	if res := post(`{"logout_token":"x"}`, "application/json"); res.StatusCode != http.StatusUnsupportedMediaType {
+		t.Errorf("JSON: %d", res.StatusCode)
+	}
+	if status := w.chart(t, 0, token); status != http.StatusOK {
+		t.Fatalf("ended by a refused logout: %d", status)
+	}
+	if err := w.issuer.EndSession(claimsOf(t, token).Session); err != nil {
+		t.Fatal(err)
+	}
+	w.dies(t, "here", 0, token, 0)
+	w.dies(t, "there", 1, token, 1500*time.Millisecond)
+	if status := w.chart(t, 0, other); status != http.StatusOK {
+		t.Errorf("another session: %d", status)
+	}
+	w.events(t, officer, "interaction=backchannel-logout&outcome=0", 1)
+}
+
+// TestRevokeVerb: the verb of a deployment does what the API does, and the trail has it.
+func TestRevokeVerb(t *testing.T) {
+	d := demoShared(t)
+	token, officer := d.token(t, "registrar-lee"), d.token(t, "officer-diaz")
+	if res := d.do(t, "GET", d.API+"/sessions", token, ""); res.StatusCode != http.StatusOK {
+		t.Fatalf("before: %d", res.StatusCode)
+	}
+	verb := func(args ...string) string {
+		t.Helper()
+		out, err := exec.Command("chartkeep", append([]string{"revoke", "--data", d.dir}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	session := claimsOf(t, token).Session
+	verb("session", session, "--reason", "lost phone", "--by", "Sam Amari")
+	for end := time.Now().Add(1500 * time.Millisecond); d.do(t, "GET", d.API+"/sessions", token, "").StatusCode != http.StatusUnauthorized; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("still lets in")
+		}
+	}
+	if out := verb("subject", "somebody-who-left", "--for-good", "--reason", "HR-1", "--by", "Sam Amari"); !strings.Contains(out, "0 sessions, 0 roles") {
+		t.Error(out)
+	}
+	if out := verb("list"); !strings.Contains(out, session) || !strings.Contains(out, "for good") {
+		t.Error(out)
+	}
+	d.events(t, officer, "interaction=revoke", 2)
+	d.events(t, officer, "interaction=workforce-terminate", 2)
 }

@@ -82,3 +82,12 @@ func (s *AuthServer) sendLogout(sid string) error {
 	}
 	return nil
 }
+
+// EndSession ends a session, as a sign-out does: its refresh tokens are dead, and the API is told.
+func (s *AuthServer) EndSession(sid string) error {
+	if err := s.state.end(sid); err != nil {
+		return fmt.Errorf("ending session: %w", err)
+	}
+	s.loggedOut(sid)
+	return nil
+}
