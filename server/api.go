@@ -79,7 +79,7 @@ func startAPI(ctx context.Context, r *rooms, s surface, l net.Listener, log *slo
 		verified = r.patrol.Last
 	}
 	server, err := rest.New(rest.Config{
-		Base: s.base, Records: s.records, Verifier: verifier, Revocations: r.revoked, Uses: r.sessions, Sessions: r.db.Sessions(), Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policies: r.db.Policies(), Erasures: r.erasures, Merges: r.merges,
+		Base: s.base, Records: s.records, Verifier: verifier, Revocations: r.revoked, Uses: r.sessions, Sessions: r.db.Sessions(), Access: r.access, Log: r.log, Trail: r.db.Trail(), Relationships: r.db.Auth(), Policies: r.db.Policies(checkPolicy), Erasures: r.erasures, Merges: r.merges,
 		Emergencies: r.db.Auth(), Emergency: s.emergency, Alerts: r.db.Alerts(), History: r.db.Auth(),
 		Tree: r.db.Tree(), Listen: r.db.ListenTrail, Verified: verified, Key: key,
 		Level: s.levels, Issuer: s.issuer, Mount: mount, Observe: m.observe, Logger: log, Version: version(), TLSClientNetworks: s.proxies, ClientCertificates: s.certificates, Limits: s.limits,

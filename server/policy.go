@@ -15,6 +15,7 @@ import (
 	"github.com/chartkeep/chartkeep/auth"
 	"github.com/chartkeep/chartkeep/compliance"
 	"github.com/chartkeep/chartkeep/phi"
+	"github.com/chartkeep/chartkeep/phi/fhir"
 	"github.com/chartkeep/chartkeep/server/postgres"
 )
 
@@ -162,6 +163,15 @@ func listProposals(ctx context.Context, out io.Writer, policies *postgres.Polici
 	return w.Flush()
 }
 
+// checkPolicy says what is wrong with a policy, as the views and types are that this program knows.
+func checkPolicy(d *auth.Document) error {
+	types := map[string]bool{}
+	for _, t := range fhir.Types() {
+		types[t] = true
+	}
+	return d.Check(func(view string) bool { _, _, ok := phi.ViewOf(view, "Patient"); return ok }, func(t string) bool { return types[t] })
+}
+
 // readPolicyFile reads a document. What is wrong with it is the file's fault, not the command line's.
 func readPolicyFile(name string) (auth.Document, error) {
 	b, err := os.ReadFile(name)
@@ -170,7 +180,7 @@ func readPolicyFile(name string) (auth.Document, error) {
 	}
 	d, err := auth.ReadDocument(b)
 	if err == nil {
-		err = postgres.CheckPolicy(&d)
+		err = checkPolicy(&d)
 	}
 	if err != nil {
 		return auth.Document{}, fmt.Errorf("%s: %w", name, err)
@@ -502,5 +512,5 @@ func (d *deployment) onPolicies(ctx context.Context, t terminal, work func(*room
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	r.stopRuns = stop
 	r.start(background, "audit shipper", r.log.Run)
-	return work(r, r.db.Policies())
+	return work(r, r.db.Policies(checkPolicy))
 }

@@ -10,8 +10,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/chartkeep/chartkeep/auth"
-	"github.com/chartkeep/chartkeep/phi"
-	"github.com/chartkeep/chartkeep/phi/fhir"
 )
 
 const (
@@ -24,10 +22,14 @@ const (
 // Policies administers the policy. Every change is one transaction, whole or not at all, that the epoch of the policy is part of; one
 // whose policy would not compile, or would lock everybody out, is refused in it. It works with a role of its own, in a pool that is there
 // only while a call runs. Its errors wrap those of auth (ErrOnePerson and so on, *auth.DocumentError, *auth.ConflictError).
-type Policies struct{ db *DB }
+type Policies struct {
+	db    *DB
+	check func(*auth.Document) error
+}
 
-// Policies is the administration of the policy.
-func (d *DB) Policies() *Policies { return &Policies{d} }
+// Policies is the administration of the policy. check says what is wrong with a document: auth.Document.Check with the views and types that
+// there are.
+func (d *DB) Policies(check func(*auth.Document) error) *Policies { return &Policies{d, check} }
 
 // transact runs work in one transaction of the role of policies. by and approvedBy are whom the version that may come of it names.
 func (s *Policies) transact(ctx context.Context, doing, by, approvedBy, summary string, work func(pgx.Tx) error) error {
@@ -138,7 +140,7 @@ func (s *Policies) Propose(ctx context.Context, p *auth.Proposal, dry bool) erro
 		if p.Base != version {
 			return auth.ErrPolicyChanged
 		}
-		if err := checkDocument(&p.Document); err != nil {
+		if err := s.check(&p.Document); err != nil {
 			return err
 		}
 		if p.Changes, err = auth.Consequences(was, p.Document, time.Now()); err != nil {
@@ -189,19 +191,6 @@ func nullTime(t time.Time) *time.Time {
 	}
 	return &t
 }
-
-// checkDocument holds a document against the views and types that there are.
-func checkDocument(d *auth.Document) error {
-	view := func(name string) bool { _, _, ok := phi.ViewOf(name, "Patient"); return ok }
-	types := map[string]bool{}
-	for _, t := range fhir.Types() {
-		types[t] = true
-	}
-	return d.Check(view, func(t string) bool { return types[t] })
-}
-
-// CheckPolicy is what Propose checks of a document before anything else.
-func CheckPolicy(d *auth.Document) error { return checkDocument(d) }
 
 // apply makes a document the policy, and says under which epoch.
 func apply(ctx context.Context, tx pgx.Tx, d *auth.Document, version *int64) error {
@@ -322,7 +311,7 @@ func (s *Policies) ApproveProposal(ctx context.Context, id, by string) (p *auth.
 		case p.Base != version:
 			return auth.ErrPolicyChanged
 		}
-		if err := checkDocument(&p.Document); err != nil {
+		if err := s.check(&p.Document); err != nil {
 			return err
 		}
 		if _, err := auth.Consequences(was, p.Document, time.Now()); err != nil {

@@ -12,12 +12,18 @@ import (
 
 	"github.com/chartkeep/chartkeep/audit"
 	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/phi"
 )
 
 // id is a random UUID.
 func id() string { return audit.ID(random16()).String() }
 
-// proposal is a change of the policy that is in force.
+// checked holds a document against views, and types of which one is not there.
+func checked(d *auth.Document) error {
+	return d.Check(func(v string) bool { _, _, ok := phi.ViewOf(v, "Patient"); return ok }, func(t string) bool { return t != "Practitoner" })
+}
+
+// proposed is a change of the policy that is in force.
 func proposed(t *testing.T, s *Policies, by string, change func(*auth.Document)) *auth.Proposal {
 	t.Helper()
 	v, d, err := s.Version(t.Context(), 0)
@@ -53,7 +59,7 @@ func refusedWith(t *testing.T, err, want error) {
 func TestProposals(t *testing.T) {
 	db, name := open(t)
 	keyed(t, db)
-	s, ctx := db.Policies(), t.Context()
+	s, ctx := db.Policies(checked), t.Context()
 	access, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: db.Auth()})
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +176,7 @@ func TestProposals(t *testing.T) {
 func TestProposalsAreRefused(t *testing.T) {
 	db, name := open(t)
 	keyed(t, db)
-	s, ctx := db.Policies(), t.Context()
+	s, ctx := db.Policies(checked), t.Context()
 	before, _, err := s.Version(ctx, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +274,7 @@ func given(subject, role, by string) *auth.AssignmentRecord {
 func TestAssignments(t *testing.T) {
 	db, name := open(t)
 	keyed(t, db)
-	s, ctx := db.Policies(), t.Context()
+	s, ctx := db.Policies(checked), t.Context()
 	access, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: db.Auth()})
 	if err != nil {
 		t.Fatal(err)
@@ -431,7 +437,7 @@ func TestAssignments(t *testing.T) {
 func TestPolicyGoesRoundTheDatabase(t *testing.T) {
 	db, _ := open(t)
 	keyed(t, db)
-	s, ctx := db.Policies(), t.Context()
+	s, ctx := db.Policies(checked), t.Context()
 	p := proposed(t, s, "root", func(d *auth.Document) {
 		slices.Reverse(d.Roles)
 		d.Settings.EmergencyOverConsent = true
@@ -474,7 +480,7 @@ func TestPolicyGoesRoundTheDatabase(t *testing.T) {
 func TestPolicyIsHealed(t *testing.T) {
 	db, name := open(t)
 	keyed(t, db)
-	s, ctx := db.Policies(), t.Context()
+	s, ctx := db.Policies(checked), t.Context()
 	var alarms []auth.Alarm
 	access, err := auth.NewAccess(ctx, auth.AccessConfig{Storage: db.Auth(), Alarm: func(a auth.Alarm) { alarms = append(alarms, a) }})
 	if err != nil {
