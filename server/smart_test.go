@@ -9,7 +9,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"maps"
-	"math/big"
 	"net/http"
 	"net/url"
 	"os"
@@ -62,19 +61,19 @@ func (d *instance) launch(t testing.TB, persona, patient, scope string) map[stri
 // asService gets a token as the demo's backend service does (SMART Backend Services, private_key_jwt with ES384).
 func (d *instance) asService(t testing.TB, scope string) answered {
 	t.Helper()
-	var jwk struct{ Kid, D, X, Y string }
+	var jwk struct{ Kid, D string }
 	text, err := os.ReadFile(filepath.Join(d.dir, "oauth", "app-backend.jwk.json"))
 	if err != nil || json.Unmarshal(text, &jwk) != nil {
 		t.Fatalf("reading the service's key: %v", err)
 	}
-	number := func(text string) *big.Int {
-		b, err := base64.RawURLEncoding.DecodeString(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return new(big.Int).SetBytes(b)
+	scalar, err := base64.RawURLEncoding.DecodeString(jwk.D)
+	if err != nil {
+		t.Fatal(err)
 	}
-	key := &ecdsa.PrivateKey{PublicKey: ecdsa.PublicKey{Curve: elliptic.P384(), X: number(jwk.X), Y: number(jwk.Y)}, D: number(jwk.D)}
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P384(), scalar)
+	if err != nil {
+		t.Fatal(err)
+	}
 	part := func(v any) string {
 		text, err := json.Marshal(v)
 		if err != nil {
