@@ -176,12 +176,15 @@ func TestRoles(t *testing.T) {
 	d := deploy(t, nil)
 	a := d.want(d.do("GET", "/v1/roles", d.as("admin"), ""), http.StatusOK)
 	var p struct {
-		Version      int
-		Permissions  []struct{ Role, Type, Interactions, Relation string }
-		Capabilities []struct{ Role, Name string }
+		Version int
+		Roles   []struct {
+			Name         string
+			Permissions  []struct{ Type, Interactions, Relation string }
+			Capabilities []struct{ Name string }
+		}
 	}
 	check(t, json.Unmarshal(a.body, &p))
-	if p.Version != 1 || len(p.Permissions) < 10 || p.Permissions[0].Relation == "" || len(p.Capabilities) == 0 {
+	if p.Version == 0 || len(p.Roles) < 10 || p.Roles[0].Permissions[0].Relation == "" || len(p.Roles[0].Capabilities) == 0 {
 		t.Errorf("policy %s", a.body)
 	}
 	d.want(d.do("POST", "/v1/relationships", d.as("admin"), `{}`), http.StatusNotImplemented)
