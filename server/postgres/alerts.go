@@ -20,11 +20,6 @@ type AlertStorage struct{ pool *pgxpool.Pool }
 // Alerts is the storage of alerts.
 func (d *DB) Alerts() *AlertStorage { return &AlertStorage{d.records} }
 
-// ListenAlerts calls wake after each new alert, see Listen.
-func (d *DB) ListenAlerts(ctx context.Context, wake func()) error {
-	return d.listenTo(ctx, "chartkeep_alerts", wake)
-}
-
 // Raise stores an alert; one of the kind about the same that is still open counts up. ID, state and times are its own.
 func (s *AlertStorage) Raise(ctx context.Context, a *compliance.Alert) error {
 	if err := raise(ctx, s.pool, a); err != nil {
@@ -33,19 +28,16 @@ func (s *AlertStorage) Raise(ctx context.Context, a *compliance.Alert) error {
 	return nil
 }
 
-// raise does so in a transaction or out of one. Listeners hear of new ones: a NOTIFY makes commits queue up.
+// raise does so in a transaction or out of one.
 func raise(ctx context.Context, q interface {
 	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
 }, a *compliance.Alert) error {
 	var id [16]byte
 	rand.Read(id[:])
 	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80 // RFC 9562 section 5.4
-	_, err := q.Exec(ctx, `WITH raised AS (
-			INSERT INTO alert (id, kind, severity, about, event) VALUES ($1, $2, $3, left($4, 300), nullif($5, '')::uuid)
+	_, err := q.Exec(ctx, `INSERT INTO alert (id, kind, severity, about, event) VALUES ($1, $2, $3, left($4, 300), nullif($5, '')::uuid)
 			ON CONFLICT (kind, about) WHERE state <> 'closed' DO UPDATE SET times = alert.times + 1, last_at = clock_timestamp(), severity = excluded.severity,
-				event = coalesce(excluded.event, alert.event), state = 'new', seen_by = NULL, seen_at = NULL
-			RETURNING times)
-		SELECT pg_notify('chartkeep_alerts', '') FROM raised WHERE times = 1`, id, string(a.Kind), string(a.Severity), a.About, a.Event)
+				event = coalesce(excluded.event, alert.event), state = 'new', seen_by = NULL, seen_at = NULL`, id, string(a.Kind), string(a.Severity), a.About, a.Event)
 	return err
 }
 
