@@ -92,8 +92,8 @@ func (a *Access) rescue(ctx context.Context, p *Principal, r Request, d Decision
 	if r.Interaction != Read && r.Interaction != Search || r.Stray || !urgent(r.Purpose) || !d.Reason.overcome() || r.Segment == SegmentPsychotherapy {
 		return d
 	}
-	if bound, _, ok := p.Scopes.reach(false, r.Type, r.Interaction); !ok || bound && !own(p, r) {
-		return d // a launch for another patient, whatever gate stayed shut before that one was reached
+	if !p.mayBeRescued(r) {
+		return d
 	}
 	g, ok := a.GrantOf(p, r.Patients)
 	if !ok {
@@ -107,6 +107,13 @@ func (a *Access) rescue(ctx context.Context, p *Principal, r Request, d Decision
 		return Decision{Reason: ReasonConsent, Purpose: emergencyPurpose, Policy: d.Policy}
 	}
 	return d.broken(g, r.Interaction, r.Type)
+}
+
+// mayBeRescued reports whether the token reaches the record by what somebody's scopes say: system/ scopes are nobody's, and a launch for
+// another patient stays with that one, whatever gate stayed shut before its compartment was looked at.
+func (p *Principal) mayBeRescued(r Request) bool {
+	bound, _, ok := p.Scopes.reach(false, r.Type, r.Interaction)
+	return ok && (!bound || own(p, r))
 }
 
 // broken is the allowance of a grant in the place of a denial. What granular scopes leave stays the bound.
@@ -149,17 +156,16 @@ func (a *Access) rescueSearch(ctx context.Context, p *Principal, r Request) (Fil
 	if general.Emergency == "" && part2.Emergency == "" || !general.Allowed {
 		return Filter{}, false
 	}
-	f := Filter{Decision: general, Patient: r.Patients[0], Actor: actor(p), Exempt: a.policy.Load().emergencyOverConsent}
-	switch {
-	case part2.Allowed:
+	// Psychotherapy notes are not found, whoever may open them otherwise: a consent is asked about the purpose of the grant here, and by
+	// Check about the ordinary one.
+	f := Filter{Decision: general, Patient: r.Patients[0], Actor: actor(p), Exempt: a.policy.Load().emergencyOverConsent, Closed: 1 << SegmentPsychotherapy}
+	if part2.Allowed {
 		f.Segments = 1 << SegmentPart2
-	default:
-		f.Closed = 1 << SegmentPart2
+	} else {
+		f.Closed |= 1 << SegmentPart2
 	}
-	if general.Emergency != "" {
-		f.Closed |= 1 << SegmentPsychotherapy
-	} else { // ordinary access but for the segment: what is found is found under the grant
-		f.Decision = part2
+	if general.Emergency == "" { // ordinary access but for the segment: what is found is found under the grant, and shown as ordinarily
+		f.Decision, f.View = part2, general.View
 	}
 	return f, true
 }

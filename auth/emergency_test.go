@@ -173,7 +173,7 @@ func TestEmergencyIsNotOrdinary(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 	r.Interaction = Search
-	if f := a.Filter(t.Context(), rivera, r); f.Emergency == "" || f.Patient != "pat-1" || !f.Segments.Has(SegmentPart2) || f.Closed != 0 {
+	if f := a.Filter(t.Context(), rivera, r); f.Emergency == "" || f.Patient != "pat-1" || !f.Segments.Has(SegmentPart2) || f.Closed != 1<<SegmentPsychotherapy {
 		t.Errorf("a search that part 2 records are in: %+v", f) // Check opens them under the grant, so the search finds them, under the grant
 	}
 	if n := testing.AllocsPerRun(100, func() {
@@ -202,6 +202,67 @@ func TestEmergencySearch(t *testing.T) {
 	for _, patients := range [][]string{nil, {"pat-8"}, {"pat-8", "pat-9"}} {
 		if f := ask("Observation", patients...); f.Emergency != "" || f.Practitioner != "chen" {
 			t.Errorf("%v: %+v", patients, f)
+		}
+	}
+}
+
+// TestEmergencySearchShowsWhatCheckShows: where ordinary access lacks a segment only, a search under the grant shows no more of anything
+// than reads of the same records would.
+func TestEmergencySearchShowsWhatCheckShows(t *testing.T) {
+	w := newWard()
+	rivera := doctor("rivera")
+	w.policy.Permissions = append(w.policy.Permissions,
+		Permission{Role: "clinician", Type: "Goal", Interactions: "rs", View: "demographics", Relation: RelationTreatment, Purposes: []string{"TREAT"}})
+	w.grant(rivera, "pat-1", time.Hour)
+	// For emergencies alone: what the ordinary purpose is denied, and no grant opens.
+	w.consents["pat-1"] = []ConsentRule{{Consent: "c", Permit: true, Actor: "Practitioner/rivera", Segments: 1 << SegmentPsychotherapy, Purposes: []string{"BTG"}}}
+	a := newWardAccess(t, w)
+	for _, resourceType := range []string{"Observation", "Goal"} {
+		r := Request{Interaction: Search, Type: resourceType, Patients: []string{"pat-1"}}
+		f := a.Filter(t.Context(), rivera, r)
+		if f.Emergency == "" || f.Patient != "pat-1" {
+			t.Fatalf("a search of %s is decided as %+v", resourceType, f)
+		}
+		for segment := SegmentGeneral; segment <= SegmentPsychotherapy; segment++ {
+			r.Segment = segment
+			d := a.Check(t.Context(), rivera, r)
+			_, opened := JudgeConsents(w.consents["pat-1"], r.Type, segment, f.Purpose, time.Now())
+			found := !f.Closed.Has(segment) || segment == SegmentGeneral
+			if found = found && (f.Segments.Has(segment) || opened); found && !d.Allowed {
+				t.Errorf("a search finds %s in segment %v, which Check refuses: %+v", resourceType, segment, d)
+			}
+			if found && f.View != d.View && d.View != "full" {
+				t.Errorf("a search shows %s in segment %v in view %s, Check in %s", resourceType, segment, f.View, d.View)
+			}
+		}
+	}
+}
+
+// TestEmergencyOfALaunch: an app that was launched for a patient shows that patient under a grant, and no other.
+func TestEmergencyOfALaunch(t *testing.T) {
+	for _, rules := range []bool{true, false} { // also where no rule of the role is about the type
+		w := newWard()
+		chen := doctor("chen")
+		chen.Scopes, chen.Patient = ParseScopes("patient/*.rs"), "pat-9"
+		w.grant(chen, "pat-9", time.Hour)
+		w.grant(chen, "pat-8", time.Hour)
+		if !rules {
+			w.policy.Permissions = slices.DeleteFunc(w.policy.Permissions, func(p Permission) bool { return p.Role == "clinician" })
+		}
+		a := newWardAccess(t, w)
+		for patient, allowed := range map[string]bool{"pat-9": true, "pat-8": false} {
+			r := Request{Interaction: Read, Type: "Observation", Patients: []string{patient}}
+			d := a.Check(t.Context(), chen, r)
+			if d.Allowed != allowed || allowed != (d.Emergency == "g-"+patient) {
+				t.Errorf("with rules %v, %s: %+v", rules, patient, d)
+			}
+			if explained, reason := Verdict(a.Explain(t.Context(), chen, r)); explained != d.Allowed || reason != d.Reason {
+				t.Errorf("with rules %v, %s is explained as %v, %s", rules, patient, explained, reason)
+			}
+			r.Interaction = Search
+			if f := a.Filter(t.Context(), chen, r); allowed != (f.Emergency != "") || f.Allowed && f.Patient != "pat-9" {
+				t.Errorf("with rules %v, a search of %s: %+v", rules, patient, f)
+			}
 		}
 	}
 }

@@ -117,6 +117,9 @@ func (a *Access) Explain(ctx context.Context, p *Principal, r Request) []Gate {
 		return known, err
 	}
 	t.grant = func() (string, bool) {
+		if !p.mayBeRescued(r) {
+			return "", false
+		}
 		g, ok := a.GrantOf(p, r.Patients)
 		return g.ID, ok
 	}
