@@ -214,10 +214,10 @@ func (k *keyring) refresh() <-chan struct{} {
 		if err != nil && k.current.Load() == nil {
 			k.restore(k.ctx)
 		}
-		k.finish(delay, err)
-		if err == nil {
+		if err == nil { // before run can find that nothing is under way, and wait for what is kept
 			k.keeping.Go(func() { k.keep(k.ctx) })
 		}
+		k.finish(delay, err)
 		close(done)
 	}()
 	return done
