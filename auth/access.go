@@ -203,6 +203,10 @@ func (a *Access) Healthy() error {
 	return nil
 }
 
+// Roles are the roles that the principal has now: those that the token names and those that are assigned, without any that conflict.
+// The slice is shared.
+func (a *Access) Roles(p *Principal) []string { return a.policy.Load().held(p, a.now()).names }
+
 // AccessStats is a snapshot. Hits and misses are those of relationship lookups; everything else is compiled.
 type AccessStats struct {
 	Hits, Misses uint64

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"hash/maphash"
 	"log/slog"
+	"maps"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,8 +57,9 @@ type SessionStorage interface {
 // SessionConfig configures Sessions.
 type SessionConfig struct {
 	Storage  SessionStorage
-	Limits   map[string]SessionLimit // by role; the strictest of a caller's roles counts
-	Instance string                  // name of this process
+	Limits   map[string]SessionLimit   // by role; the strictest of a caller's roles counts
+	Roles    func(*Principal) []string // those that count beside the token's own (Access.Roles); nil: none
+	Instance string                    // name of this process
 	Logger   *slog.Logger
 	Now      func() time.Time // time.Now when nil
 }
@@ -78,6 +81,7 @@ const (
 type Sessions struct {
 	storage  SessionStorage
 	limits   map[string]SessionLimit
+	roles    func(*Principal) []string
 	often    time.Duration
 	instance string
 	logger   *slog.Logger
@@ -108,7 +112,7 @@ type sessionState struct {
 // NewSessions makes Sessions. Limits that make no sense are refused.
 func NewSessions(cfg SessionConfig) (*Sessions, error) {
 	s := &Sessions{
-		storage: cfg.Storage, limits: cfg.Limits, often: tellOften, instance: cfg.Instance, logger: cfg.Logger, now: cfg.Now, seed: maphash.MakeSeed(),
+		storage: cfg.Storage, limits: cfg.Limits, roles: cfg.Roles, often: tellOften, instance: cfg.Instance, logger: cfg.Logger, now: cfg.Now, seed: maphash.MakeSeed(),
 	}
 	if s.storage == nil {
 		return nil, errors.New("making sessions: no storage")
@@ -142,14 +146,18 @@ func (s *Sessions) limit(p *Principal) SessionLimit {
 		return a
 	}
 	var all SessionLimit
-	for _, role := range p.Roles {
+	roles := p.Roles
+	if s.roles != nil {
+		roles = slices.Concat(roles, s.roles(p))
+	}
+	for _, role := range roles {
 		l, ok := s.limits[role]
 		if !ok {
 			l = s.limits[AnyRole]
 		}
 		all = SessionLimit{strictest(all.Idle, l.Idle), strictest(all.Longest, l.Longest)}
 	}
-	if len(p.Roles) == 0 {
+	if len(roles) == 0 {
 		all = s.limits[AnyRole]
 	}
 	return all
@@ -185,6 +193,13 @@ func (h *sessionShard) keep(k sessionKey, state *sessionState) *sessionState {
 	h.young[k] = state
 	delete(h.old, k)
 	return state
+}
+
+// all returns the states in memory.
+func (h *sessionShard) all() []*sessionState {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return slices.AppendSeq(slices.Collect(maps.Values(h.young)), maps.Values(h.old))
 }
 
 // admit refuses a token whose session is over. Else it returns the session's state, how long it may be idle (unix nanoseconds,
@@ -339,16 +354,12 @@ func (s *Sessions) tell(ctx context.Context, often time.Duration) error {
 	var states []*sessionState
 	var uses []SessionUse
 	for i := range s.shards {
-		h := &s.shards[i]
-		h.mu.RLock()
-		for _, half := range []map[sessionKey]*sessionState{h.young, h.old} {
-			for _, state := range half {
-				if use, ok := state.news(often); ok {
-					states, uses = append(states, state), append(uses, use)
-				}
+		// A state may be locked for as long as the storage is asked about it: its shard is not to wait for that.
+		for _, state := range s.shards[i].all() {
+			if use, ok := state.news(often); ok {
+				states, uses = append(states, state), append(uses, use)
 			}
 		}
-		h.mu.RUnlock()
 	}
 	for len(uses) > 0 {
 		n := min(tellAtOnce, len(uses))

@@ -197,6 +197,39 @@ func TestSessionLimits(t *testing.T) {
 	}
 }
 
+// TestSessionLimitsOfAssignedRoles: a role that was assigned has its limits as one that the token names.
+func TestSessionLimitsOfAssignedRoles(t *testing.T) {
+	f := newFacts()
+	is, clk := newIssuer(t), &clock{}
+	f.policy.Assignments = []Assignment{{Subject: "dr-chen", Role: "security", From: clk.now()}}
+	a, err := NewAccess(t.Context(), AccessConfig{Storage: f, Now: clk.now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	cfg := is.config()
+	cfg.Now = clk.now
+	limits := map[string]SessionLimit{AnyRole: {Idle: time.Hour}, "security": {Idle: 5 * time.Minute}}
+	if cfg.Sessions, err = NewSessions(SessionConfig{Storage: &register{}, Now: clk.now, Limits: limits, Roles: a.Roles}); err != nil {
+		t.Fatal(err)
+	}
+	o := office{newTestVerifier(t, cfg), is, clk}
+	for _, c := range []struct {
+		subject string
+		over    bool
+	}{{"dr-chen", true}, {"dr-rivera", false}} {
+		fetchNow(o.Verifier)
+		signedIn, claims := clk.now(), map[string]any{"sub": c.subject, "roles": []string{}}
+		if _, err := ask(o.Verifier, o.token(c.subject, signedIn, claims)); err != nil {
+			t.Fatal(err)
+		}
+		clk.advance(6 * time.Minute)
+		if _, err := ask(o.Verifier, o.token(c.subject, signedIn, claims)); errors.Is(err, ErrToken) != c.over {
+			t.Errorf("%s after six minutes: %v", c.subject, err)
+		}
+	}
+}
+
 // TestSessionsAgree: what one instance knows of a session's use another goes by, within its accuracy, also one that starts later.
 func TestSessionsAgree(t *testing.T) {
 	is, r, clk := newIssuer(t), &register{}, &clock{}

@@ -64,7 +64,7 @@ func openRooms(ctx context.Context, s *settings, log *slog.Logger) (_ *rooms, er
 	if r.revoked, err = auth.NewRevocations(ctx, auth.RevocationConfig{Storage: r.db.Sessions(), Logger: log}); err != nil {
 		return nil, fmt.Errorf("loading revocations: %w", err)
 	}
-	if r.sessions, err = auth.NewSessions(auth.SessionConfig{Storage: r.db.Sessions(), Limits: s.sessions, Instance: instanceName(), Logger: log}); err != nil {
+	if r.sessions, err = auth.NewSessions(auth.SessionConfig{Storage: r.db.Sessions(), Limits: s.sessions, Roles: r.access.Roles, Instance: instanceName(), Logger: log}); err != nil {
 		return nil, err
 	}
 	if r.records, err = phi.Open(ctx, phi.Config{
