@@ -103,7 +103,7 @@ func (c *count) more() {
 func (r *repeats) tell(kind repeat) {
 	r.mu.Lock()
 	c := r.open[kind]
-	if c == nil {
+	if c == nil || r.closed { // then close has told, or will
 		r.mu.Unlock()
 		return
 	}
