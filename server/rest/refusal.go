@@ -366,6 +366,8 @@ func (s *Server) refuseUnrouted(fc *fiber.Ctx, err error) {
 	c.identify()
 	if over := c.admitted(); over != nil {
 		r = refused(over)
+	} else if r.status == http.StatusRequestEntityTooLarge {
+		r = c.tooLarge(r)
 	}
 	c.refuse(r)
 	c.finish()

@@ -167,7 +167,10 @@ func (s *Server) newApp() *fiber.App {
 		IdleTimeout:           2 * time.Minute,
 		Concurrency:           8192,
 		ErrorHandler:          s.unrouted,
+
+		DisablePreParseMultipartForm: true, // nothing here takes one
 	})
+	app.Server().HeaderReceived = s.bodyOf
 	var patterns []string
 	methods := make(map[string][]string) // of a pattern
 	for i := range s.routes {
