@@ -45,7 +45,8 @@ type proofs struct {
 }
 
 func newProofs(window time.Duration, now func() time.Time) *proofs {
-	return &proofs{window: window, now: now, seen: newReplays(2 * window), nonces: newNonces(now)}
+	// An iat is in whole seconds, and is good until the second is over that it ends in.
+	return &proofs{window: window, now: now, seen: newReplays(2*window + time.Second), nonces: newNonces(now)}
 }
 
 // proofHeader is all that the header of a proof may hold.

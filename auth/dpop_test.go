@@ -323,6 +323,43 @@ func TestReplayWindow(t *testing.T) {
 	}
 }
 
+// TestReplayWithinASecond holds it for the parts of a second that an iat, which is in whole ones, says nothing of.
+func TestReplayWithinASecond(t *testing.T) {
+	is := newIssuer(t)
+	start := time.Now().Truncate(time.Second).Add(2 * time.Second)
+	var hand clock
+	cfg := is.config()
+	cfg.Now = hand.now
+	cfg.ProofWindow = 10 * time.Second
+	v := newTestVerifier(t, cfg)
+	h := newHolder()
+	token := h.token(is, map[string]any{"iat": start.Unix(), "exp": start.Add(time.Minute).Unix()})
+	at := func(since time.Duration, proof string) error {
+		hand.advance(start.Add(since).Sub(hand.now()))
+		if proof == "" {
+			proof = h.proof(token, map[string]any{"iat": hand.now().Unix()})
+		}
+		_, err := show(v, token, proof)
+		return err
+	}
+	longest := h.proof(token, map[string]any{"iat": start.Add(20 * time.Second).Unix()})
+	for i, step := range []struct {
+		since time.Duration
+		proof string
+	}{
+		{-9900 * time.Millisecond, ""}, // from when on the memory counts
+		{10050 * time.Millisecond, longest},
+		{10150 * time.Millisecond, ""}, // and is turned over
+	} {
+		if err := at(step.since, step.proof); err != nil {
+			t.Fatalf("step %d: %v", i, err)
+		}
+	}
+	if err := at(30950*time.Millisecond, longest); !errors.Is(err, ErrProof) {
+		t.Errorf("a proof was good twice, %v", err)
+	}
+}
+
 // TestReplayMemory holds that the memory of used proofs is bounded, and that what does not fit is not let through.
 func TestReplayMemory(t *testing.T) {
 	r := newReplays(time.Minute)
