@@ -41,7 +41,7 @@ func (v *Verifier) watchClock(ctx context.Context) {
 		case <-tick.C:
 			if by := watch.step(v.now()); by != 0 {
 				v.cache.flush()
-				v.alerts.raise("the clock was set by " + by.Round(time.Second).String() + "; cached tokens were dropped")
+				v.alerts.raise("", "the clock was set by "+by.Round(time.Second).String()+"; cached tokens were dropped")
 			}
 		case <-ctx.Done():
 			return

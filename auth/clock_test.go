@@ -17,7 +17,7 @@ func TestClockIsSet(t *testing.T) {
 		is, clk := newIssuer(t), &clock{}
 		var told atomic.Pointer[string]
 		cfg := is.config()
-		cfg.Now, cfg.Alert = clk.now, func(desc string) { told.Store(&desc) }
+		cfg.Now, cfg.Alert = clk.now, func(_, desc string) { told.Store(&desc) }
 		v := newTestVerifier(t, cfg)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan struct{})

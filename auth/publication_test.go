@@ -187,10 +187,10 @@ func TestAlerts(t *testing.T) {
 	var mu sync.Mutex
 	cfg := is.config()
 	cfg.Issuers[0].Name = "main"
-	cfg.Alert = func(desc string) {
+	cfg.Alert = func(issuer, desc string) {
 		mu.Lock()
 		defer mu.Unlock()
-		told = append(told, desc)
+		told = append(told, issuer+" "+desc)
 	}
 	v := newTestVerifier(t, cfg)
 	is.add("oops", is.private["es"], map[string]any{"kty": "EC", "crv": "P-256", "d": "AAAA"})
@@ -204,7 +204,7 @@ func TestAlerts(t *testing.T) {
 	})
 	fetchNow(v)
 	fetchNow(v)
-	if len(told) != 2 || !strings.HasPrefix(told[0], "issuer main publishes secret key material") || !strings.HasPrefix(told[1], "issuer main publishes two keys") {
+	if len(told) != 2 || !strings.HasPrefix(told[0], "main publishes secret key material") || !strings.HasPrefix(told[1], "main publishes two keys") {
 		t.Errorf("told %q", told)
 	}
 }

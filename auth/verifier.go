@@ -37,7 +37,9 @@ type VerifierConfig struct {
 
 	Logger *slog.Logger
 	Now    func() time.Time
-	Alert  func(desc string) // what an officer must know, without a secret in it, at most once in ten minutes each; nil: only logged
+	// Alert is told what an officer must know of an issuer (by its name, or iss), or of the clock of this process (issuer is ""), without a
+	// secret in it, at most once in ten minutes each. nil: it is only logged.
+	Alert func(issuer, desc string)
 
 	Publications *Publications // for a start while an issuer does not answer; nil: nothing is kept
 	Revocations  *Revocations  // nil: nothing is revoked
@@ -126,7 +128,7 @@ func NewVerifier(cfg VerifierConfig) (*Verifier, error) {
 		cores: make(chan struct{}, runtime.GOMAXPROCS(0)), ahead: make(chan renewal, maxAhead), alerts: alerts{tell: cfg.Alert, logger: cfg.Logger},
 	}
 	for _, is := range cfg.Issuers {
-		t, err := newTrusted(cfg, is, func(desc string) { v.alerts.raise("issuer " + is.label() + " " + desc) })
+		t, err := newTrusted(cfg, is, func(desc string) { v.alerts.raise(is.label(), desc) })
 		if err != nil {
 			return nil, fmt.Errorf("configuring verifier: %w", err)
 		}

@@ -33,11 +33,9 @@ const (
 	AlertInappropriateUse AlertKind = "emergency-access-misused" // a review found emergency access inappropriate
 	AlertPolicyRefused    AlertKind = "policy-refused"           // the newest policy does not compile and is not in force
 	AlertClockStep        AlertKind = "clock-step"               // an instance's wall clock stepped
-	AlertSignInFlood      AlertKind = "failed-sign-ins"          // many failed authentications from one place
-	AlertIssuerKeys       AlertKind = "issuer-keys"              // an issuer's keys changed in a way that keys do not, or are stale
+	AlertIssuerKeys       AlertKind = "issuer-keys"              // an issuer publishes what no issuer should: secret keys, or two under one name
 	AlertConflictingRoles AlertKind = "conflicting-roles"        // somebody holds roles that nobody may hold at once
 	AlertIntegrity        AlertKind = "integrity"                // the trail or the records are not what was written
-	AlertTerminated       AlertKind = "access-after-termination" // somebody who has left was still let in, or tried
 )
 
 // Severity says how soon somebody should look.

@@ -19,6 +19,7 @@ import (
 	"github.com/go-json-experiment/json"
 
 	"github.com/chartkeep/chartkeep/auth"
+	"github.com/chartkeep/chartkeep/compliance"
 	"github.com/chartkeep/chartkeep/server/rest"
 )
 
@@ -210,7 +211,7 @@ func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, base, 
 		return nil, first, err
 	}
 	cfg := auth.VerifierConfig{
-		Base: base, Publications: kept, Logger: log, Revocations: r.revoked, Sessions: r.sessions, Alert: func(desc string) { r.alarm("verifier", desc) },
+		Base: base, Publications: kept, Logger: log, Revocations: r.revoked, Sessions: r.sessions, Alert: r.verifierAlarm,
 	}
 	for i := range issuers {
 		trusted, said, err := issuers[i].config(ctx, audience, kept, log)
@@ -226,6 +227,15 @@ func newVerifier(ctx context.Context, r *rooms, issuers []issuerSettings, base, 
 		return nil, first, fmt.Errorf("configuring token verification: %w", err)
 	}
 	return v, first, nil
+}
+
+// verifierAlarm tells officers what an issuer did, or what became of the clock.
+func (r *rooms) verifierAlarm(issuer, desc string) {
+	if issuer == "" {
+		r.alerts.raise(compliance.AlertClockStep, compliance.High, instanceName(), desc)
+		return
+	}
+	r.alerts.raise(compliance.AlertIssuerKeys, compliance.Critical, issuer, desc)
 }
 
 const (

@@ -201,7 +201,7 @@ func TestAlerts(t *testing.T) {
 	ctx, s := t.Context(), db.Alerts()
 	raise := func(severity compliance.Severity) {
 		t.Helper()
-		if err := s.Raise(ctx, &compliance.Alert{Kind: compliance.AlertSignInFlood, Severity: severity, About: "10.0.0.0/24"}); err != nil {
+		if err := s.Raise(ctx, &compliance.Alert{Kind: compliance.AlertIssuerKeys, Severity: severity, About: "https://id.example.org"}); err != nil {
 			t.Fatal(err)
 		}
 	}
