@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 )
@@ -100,34 +99,6 @@ func Verdict(gates []Gate) (allowed bool, reason Reason) {
 	}
 	return reason == ReasonAllowed, reason
 }
-
-// Explain judges every gate of a request by itself, as Check would now. Of several rules it shows the one that decides.
-func (a *Access) Explain(ctx context.Context, p *Principal, r Request) []Gate {
-	t := trial{s: a.policy.Load(), p: p, r: r, now: a.now()}
-	t.signed = t.now
-	t.reach = func() (bound, ok bool) {
-		bound, _, ok = p.Scopes.reach(serves(p, t.s.held(p, t.now).names), r.Type, r.Interaction)
-		return bound, ok
-	}
-	t.known = func(purpose string, fresh bool) (judged, error) {
-		known, err := a.look(ctx, p, r, purpose, fresh, a.now())
-		if err == nil && purpose == emergencyPurpose && !a.leased(a.clock()) {
-			err = errUnconfirmed
-		}
-		return known, err
-	}
-	t.grant = func() (string, bool) {
-		if !p.mayBeRescued(r) {
-			return "", false
-		}
-		g, ok := a.GrantOf(p, r.Patients)
-		return g.ID, ok
-	}
-	return t.gates()
-}
-
-// errUnconfirmed says that nothing was heard lately of what may have been revoked.
-var errUnconfirmed = errors.New("auth: emergency access was not confirmed lately")
 
 // Recorded is a decision that was made, as far as the trail has it.
 type Recorded struct {

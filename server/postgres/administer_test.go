@@ -371,21 +371,25 @@ func TestAssignments(t *testing.T) {
 	}
 
 	// Termination ends everything, the last administrator's too, and what waits.
+	ends := func(subject string) (int, error) {
+		ended, err := db.Sessions().Terminate(ctx, auth.Termination{Subject: subject, By: "officer", Reason: "left"}, func([]string) ([]auth.Revocation, error) { return nil, nil })
+		return ended.Assignments, err
+	}
 	waits := given("second", "security", "root")
 	if err := s.Assign(ctx, waits); !errors.As(err, &conflict) {
 		t.Errorf("%v", err)
 	}
-	if n, err := db.Auth().EndAssignments(ctx, "second", "officer", "terminated"); err != nil || n != 1 || may("second", "policy:write") {
+	if n, err := ends("second"); err != nil || n != 1 || may("second", "policy:write") {
 		t.Errorf("%d, %v", n, err)
 	}
-	if n, err := db.Auth().EndAssignments(ctx, "second", "officer", "terminated"); err != nil || n != 0 {
+	if n, err := ends("second"); err != nil || n != 0 {
 		t.Errorf("again: %d, %v", n, err)
 	}
 	waits = given("third", "security", "root")
 	if err := s.Assign(ctx, waits); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := db.Auth().EndAssignments(ctx, "third", "officer", "terminated"); err != nil || n != 1 {
+	if n, err := ends("third"); err != nil || n != 1 {
 		t.Errorf("%d, %v", n, err)
 	}
 	_, err = s.ApproveAssignment(ctx, waits.ID, "diaz")

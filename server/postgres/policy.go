@@ -128,13 +128,3 @@ func (s *AuthStorage) AssignmentsAt(ctx context.Context, subject string, at time
 	}
 	return list, nil
 }
-
-// EndAssignments ends every role that a subject was assigned, and withdraws what waits for him; it returns how many there were. It is for
-// the termination of a workforce member (45 CFR 164.308(a)(3)(ii)(C)), which nothing holds up: not even that he was the last administrator.
-// A transaction of any room may do the same: SELECT end_assignments(subject, by, reason).
-func (s *AuthStorage) EndAssignments(ctx context.Context, subject, by, reason string) (ended int, err error) {
-	if err := s.pool.QueryRow(ctx, `SELECT end_assignments($1, $2, $3)`, subject, by, reason).Scan(&ended); err != nil {
-		return 0, bare("ending assignments", err)
-	}
-	return ended, nil
-}
