@@ -83,6 +83,18 @@ func (c factCache) remember(k about, f Fact, epochs *Epochs, now, life time.Dura
 	c.cache.SetWithTTL(hash, e, 1, life)
 }
 
+// Consents returns what the consents of a patient say about the caller or about everybody, as the storage has it now.
+func (a *Access) Consents(ctx context.Context, p *Principal, patient string) ([]ConsentRule, error) {
+	facts, err := a.storage.Facts(ctx, actor(p), []string{patient})
+	if err != nil {
+		return nil, fmt.Errorf("looking up consents: %w", err)
+	}
+	if len(facts) != 1 {
+		return nil, fmt.Errorf("storage told %d facts about one patient", len(facts))
+	}
+	return facts[0].Consents, nil
+}
+
 // judged is what is known of a caller and the patients of a record together.
 type judged struct {
 	related string // to one of them

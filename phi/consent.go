@@ -265,8 +265,8 @@ func hasCode(codings gjson.Result, system, code string) bool {
 }
 
 // checkConsent refuses a Consent that cannot be applied whole for its size, and one by which its writer opens a sensitive segment to
-// himself: that is for somebody else to record.
-func (a *attempt) checkConsent(c *change) *Error {
+// himself, by name or with everybody: that is for somebody else to record.
+func (a *attempt) checkConsent(ctx context.Context, c *change) *Error {
 	if c.ref.Type != consentType {
 		return nil
 	}
@@ -274,11 +274,38 @@ func (a *attempt) checkConsent(c *change) *Error {
 	if len(k.rules) > maximalRules {
 		return fail(Unprocessable, "too-costly", "the consent has more provisions, or actors, than are applied").at("Consent.provision")
 	}
-	mine := func(r auth.ConsentRule) bool {
-		return r.Permit && r.Segments != 0 && r.Actor != "" && r.Actor == a.caller.Principal.FHIRUser
+	p := a.caller.Principal
+	var opens auth.SegmentSet
+	for _, r := range k.rules {
+		if r.Permit && (r.Actor == "" || r.Actor == p.FHIRUser) {
+			opens |= r.Segments
+		}
 	}
-	if slices.ContainsFunc(k.rules, mine) {
+	if opens == 0 {
+		return nil
+	}
+	role := a.access.Filter(ctx, p, auth.Request{Interaction: auth.Search, Type: c.ref.Type, Purpose: a.caller.Purpose})
+	if !role.Exempt && opens&^role.Segments != 0 { // what the role opens needs no consent
 		return a.overrule(fail(Unprocessable, "business-rule", "a consent that opens sensitive records to its writer is recorded by somebody else").at("Consent.provision"))
+	}
+	return nil
+}
+
+// checkRestriction refuses to have a Consent replaced or removed by whom it denies something by name. One that denies everybody has nobody
+// else to lift it; that he did is in the trail.
+func (a *attempt) checkRestriction(ctx context.Context, c *change) *Error {
+	who := a.caller.Principal.FHIRUser
+	if c.ref.Type != consentType || who == "" {
+		return nil
+	}
+	for _, patient := range c.current.Patients {
+		rules, err := a.access.Consents(ctx, a.caller.Principal, patient)
+		if err != nil {
+			return unavailable(err)
+		}
+		if slices.ContainsFunc(rules, func(r auth.ConsentRule) bool { return r.Consent == c.ref.ID && !r.Permit && r.Actor == who }) {
+			return a.overrule(fail(Unprocessable, "business-rule", "a consent that denies something to its writer is changed by somebody else"))
+		}
 	}
 	return nil
 }

@@ -212,6 +212,14 @@ func TestSensitiveSegments(t *testing.T) {
 	}
 	_, err = w.Records.ReadVersion(ctx, rivera, made.Ref, 1)
 	wantKind(t, err, phi.NotFound)
+	// And what was put into a segment late is shut with what it was before.
+	late := w.create("Observation", labelled(w.mine.ID))
+	if _, err := w.Records.Update(ctx, backend(), late.Ref, []byte(strings.Replace(labelled(w.mine.ID, actCode+"|SUD"), `{`, `{"id":"`+late.ID+`",`, 1)), 0); err != nil {
+		t.Fatal(err)
+	}
+	if w.sees(rivera, late) {
+		t.Error("a version from before the label is read")
+	}
 }
 
 // A change of a Consent says in an event of its own what it does, and to its writer what of it cannot be applied. Nobody opens sensitive
@@ -236,10 +244,23 @@ func TestConsentIsToldOf(t *testing.T) {
 		e.OutcomeDesc != "1 provisions deny, 0 permit; not applied: Consent.provision.class" {
 		t.Errorf("recorded %+v", e)
 	}
-	for _, provision := range []string{`{"type":"permit",` + toRivera + `,` + ofNotes + `}`, `{"type":"deny","provision":[{"type":"permit",` + toRivera + `,` + ofSUD + `}]}`} {
+	for _, provision := range []string{
+		`{"type":"permit",` + toRivera + `,` + ofNotes + `}`, `{"type":"deny","provision":[{"type":"permit",` + toRivera + `,` + ofSUD + `}]}`,
+		`{"type":"permit",` + ofSUD + `}`, // everybody is himself, too
+	} {
 		_, err = w.Records.Create(ctx, w.as("dr-rivera"), "Consent", []byte(consent(w.mine.ID, provision)), nil)
 		wantKind(t, err, phi.Unprocessable)
 	}
+	if _, err = w.Records.Create(ctx, w.as("dr-rivera"), "Consent", []byte(consent(w.mine.ID, `{"type":"permit",`+toChen+`,`+ofSUD+`}`)), nil); err != nil {
+		t.Errorf("a consent to another: %v", err)
+	}
+	// What everybody may see but he, he does not take away.
+	w.create("Consent", consent(w.mine.ID, `{"type":"permit",`+ofSUD+`}`))
+	but := w.create("Consent", consent(w.mine.ID, `{"type":"deny",`+toRivera+`,`+ofSUD+`}`))
+	_, err = w.Records.Delete(ctx, w.as("dr-rivera"), but.Ref, 0)
+	wantKind(t, err, phi.Unprocessable)
+	_, err = w.Records.Update(ctx, w.as("dr-rivera"), but.Ref, []byte(strings.Replace(consent(w.mine.ID, `{"type":"deny",`+toChen+`,`+ofSUD+`}`), `{`, `{"id":"`+but.ID+`",`, 1)), 0)
+	wantKind(t, err, phi.Unprocessable)
 	var actors strings.Builder
 	for i := range 501 {
 		fmt.Fprintf(&actors, `,{"role":{"text":"x"},"reference":{"reference":"Practitioner/d%d"}}`, i)
@@ -247,6 +268,26 @@ func TestConsentIsToldOf(t *testing.T) {
 	_, err = w.Records.Create(ctx, backend(), "Consent", []byte(consent(w.mine.ID, `{"type":"deny","actor":[`+actors.String()[1:]+`]}`)), nil)
 	if e := wantKind(t, err, phi.Unprocessable); e.Issues[0].Code != "too-costly" {
 		t.Errorf("%+v", e)
+	}
+}
+
+// A record that names two patients is seen by who treats one of them. Who treats its subject is not his to say, nor that the other is its
+// subject.
+func TestNobodyJoinsTheCareTeamOfARelative(t *testing.T) {
+	w := newWard(t)
+	team := func(id, subject, member, with string) string {
+		return fmt.Sprintf(`{"resourceType":"CareTeam",%s"status":"active","subject":{"reference":"Patient/%s"},"participant":[{"member":{"reference":"Patient/%s"}}%s]}`,
+			id, subject, member, with)
+	}
+	const rivera = `,{"member":{"reference":"Practitioner/` + drRivera + `"}}`
+	for _, c := range []struct{ subject, member string }{{w.other.ID, w.mine.ID}, {w.mine.ID, w.other.ID}} {
+		made := w.create("CareTeam", team("", c.subject, c.member, ""))
+		_, err := w.Records.Update(context.Background(), w.as("dr-rivera"), made.Ref, []byte(team(`"id":"`+made.ID+`",`, w.other.ID, w.mine.ID, rivera)), 0)
+		wantKind(t, err, phi.Denied)
+		w.refresh()
+		if w.sees(w.as("dr-rivera"), w.other) {
+			t.Error("the physician of one treats the other")
+		}
 	}
 }
 

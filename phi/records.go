@@ -210,6 +210,9 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 	if len(row.Patients) > 0 {
 		a.patient = row.Patients[0]
 	}
+	if e := a.admitNewest(ctx, row); e != nil {
+		return nil, e
+	}
 	// Existence is not for everybody to know: outside the caller's patients a record looks like none.
 	if e := a.admit(ctx, a.verb.letter, row.Type, row.Patients, row.Segment, notFound); e != nil {
 		return nil, e
@@ -232,6 +235,24 @@ func (a *attempt) read(ctx context.Context) (*Resource, *Error) {
 		return nil, gone()
 	}
 	return a.disclose(ctx, row)
+}
+
+// admitNewest decides about the newest version when an older one is asked for, as a history does: a record that was put into a segment, or
+// into the right chart, after it was written is shut with all that it was before.
+func (a *attempt) admitNewest(ctx context.Context, row *Sealed) *Error {
+	if a.verb.interaction != verbVRead.interaction {
+		return nil
+	}
+	since := a.clock()
+	newest, err := a.storage.Fetch(ctx, a.ref, 0)
+	a.trace.Database += a.clock() - since
+	if err != nil {
+		return stored(err)
+	}
+	if newest.Version == row.Version {
+		return nil
+	}
+	return a.admit(ctx, a.verb.letter, newest.Type, newest.Patients, newest.Segment, notFound)
 }
 
 // decoy does for a record that is not there what is done for one that the caller may not see: the relationship is looked up, so that both

@@ -42,24 +42,38 @@ func lifecycleOf(status string) lifecycle {
 	return lifeUnderWay
 }
 
+// treated is the patient whose treatment a record is about, if it states any.
+func treated(r *fhir.Resource) (patient string, ok bool) {
+	at := "subject.reference"
+	switch r.Type {
+	case "Encounter", "CareTeam":
+	case "EpisodeOfCare":
+		at = "patient.reference"
+	default:
+		return "", false
+	}
+	return patientReference(gjson.GetBytes(r.Text(), at).String())
+}
+
 // treatments derives what a record says about who treats whom, and when. The patient treated is the subject: others whom the record
 // names (a relative in the care team) are not treated by it.
 func treatments(r *fhir.Resource, now time.Time) []Treatment {
-	var patient, who, members string
-	switch r.Type {
-	case "Encounter":
-		patient, members, who = "subject", "participant", "individual.reference"
-	case "CareTeam":
-		patient, members, who = "subject", "participant", "member.reference"
-	case "EpisodeOfCare":
-		patient, members, who = "patient", "careManager", "reference"
-	default:
+	subject, ok := treated(r)
+	if !ok {
 		return nil
 	}
+	var who, members string
+	switch r.Type {
+	case "Encounter":
+		members, who = "participant", "individual.reference"
+	case "CareTeam":
+		members, who = "participant", "member.reference"
+	case "EpisodeOfCare":
+		members, who = "careManager", "reference"
+	}
 	doc := gjson.ParseBytes(r.Text())
-	subject, ok := patientReference(doc.Get(patient + ".reference").String())
 	life := lifecycleOf(doc.Get("status").String())
-	if !ok || life == lifeNone {
+	if life == lifeNone {
 		return nil
 	}
 	var treats []Treatment

@@ -347,6 +347,9 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 	if c.current != nil {
 		switch e := a.reachable(ctx, c); {
 		case e == nil:
+			if e := a.checkRestriction(ctx, c); e != nil {
+				return e
+			}
 		case e.Kind == NotFound:
 			// What may not be known to exist is treated as what does not, up to the last: only that the id is taken has to be told.
 			// The event says why.
@@ -409,14 +412,16 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 		}
 	}
 	// What may be written need not be for the writer to read: of new content it is not asked whether its segment is open.
-	if e := a.checkConsent(c); e != nil {
+	if e := a.checkConsent(ctx, c); e != nil {
 		return e
 	}
 	// One patient of several is enough to see a record, not to put it into the charts of the others: each that the version
 	// before did not name is decided about.
+	// Nor to say who treats them: a relative's physician sees a care team, and does not join it.
 	if len(c.patients) > 1 {
+		whose, _ := treated(c.resource)
 		for _, patient := range c.patients {
-			if c.current != nil && slices.Contains(c.current.Patients, patient) {
+			if patient != whose && c.current != nil && slices.Contains(c.current.Patients, patient) {
 				continue
 			}
 			if e := a.admit(ctx, letter, c.ref.Type, []string{patient}, segmentGeneral, denied); e != nil {
