@@ -80,6 +80,9 @@ func (v *serveVerb) serve(ctx context.Context, s *settings, t terminal) error {
 		return fmt.Errorf("listening: %w", err)
 	}
 	defer l.Close()
+	if l, err = newCrowd(l, connectionsOfOne, v.TrustedProxy, log); err != nil {
+		return err
+	}
 	if v.Pprof && !loopback(l.Addr()) {
 		return usage("--pprof is for a loopback --addr only")
 	}
