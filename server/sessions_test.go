@@ -623,6 +623,17 @@ func TestSessionsAreSeen(t *testing.T) {
 	}
 	end(mine, claimsOf(t, mine).Session, 204)
 	w.dies(t, "one's own session", 0, mine, 0)
+	// Who may end others' but for the age of the sign-in is told so, whether or not there is such a session.
+	stale, err := w.issuer.Mint("security-amari", demo.Minted{AuthAge: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{claimsOf(t, other).Session, "nobody's"} {
+		res, b := w.instances[0].ask(t, "DELETE", "/v1/sessions/"+url.PathEscape(id), stale, "")
+		if want := `Bearer realm="chartkeep", error="insufficient_user_authentication", max_age="900"`; res.StatusCode != 401 || res.Header.Get("WWW-Authenticate") != want {
+			t.Errorf("with an old sign-in: %d %s %s", res.StatusCode, res.Header.Get("WWW-Authenticate"), b)
+		}
+	}
 	end(security, claimsOf(t, other).Session, 204)
 	w.dies(t, "ended by another", 1, other, 1500*time.Millisecond)
 	// Three sessions ended that both instances have seen.

@@ -34,6 +34,7 @@ type call struct {
 	granted   auth.Decision   // about the route's capability
 	aliased   bool            // the caller sees aliases in the place of people
 	own       bool            // the caller sees and changes his own only
+	wider     auth.Decision   // then: why not others' too
 	authTook  time.Duration
 	trace     phi.Trace
 	limited   string // the limit that the request was refused by
@@ -124,11 +125,20 @@ func (c *call) allow(g guard) error {
 	}
 	if g.own != "" {
 		if d := c.s.cfg.Access.May(c.principal, g.own); d.Allowed {
-			c.granted, c.own = d, true
+			c.wider, c.granted, c.own = c.granted, d, true
 			return nil
 		}
 	}
 	return forbidden(&c.granted)
+}
+
+// others refuses what is not the caller's own: like what is not there, or, when a fresh sign-in is all that is missing, by asking for it.
+// Neither tells whether there is such a thing.
+func (c *call) others() error {
+	if c.wider.Reason == auth.ReasonStepUp {
+		return forbidden(&c.wider)
+	}
+	return notFound()
 }
 
 // identify gives the request its id and the response the headers that every one has.

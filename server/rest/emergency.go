@@ -214,11 +214,11 @@ func (c *call) emergencyAt() (*auth.EmergencyAccess, error) {
 		return nil, notFound()
 	}
 	e, err := c.s.cfg.Emergencies.Emergency(c.ctx, id)
-	if err != nil {
+	switch {
+	case c.own && (errors.Is(err, auth.ErrNoEmergency) || err == nil && e.Subject != c.principal.Subject):
+		return nil, c.others()
+	case err != nil:
 		return nil, emergencyRefusal(err)
-	}
-	if c.own && e.Subject != c.principal.Subject {
-		return nil, notFound()
 	}
 	return e, nil
 }
@@ -244,7 +244,7 @@ func (c *call) emergencyRegister() error {
 	q := auth.EmergencyQuery{Subject: asked["subject"], Patient: asked["patient"], Review: asked["review"], Before: asked["before"]}
 	if c.own {
 		if q.Subject != "" && q.Subject != c.principal.Subject {
-			return notFound()
+			return c.others()
 		}
 		q.Subject = c.principal.Subject
 	}

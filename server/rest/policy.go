@@ -261,8 +261,7 @@ func (c *call) roleByName() error {
 	}
 	at := slices.IndexFunc(j.Roles, func(r roleJSON) bool { return r.Name == name })
 	if at < 0 {
-		r := notFound()
-		return r
+		return notFound()
 	}
 	return c.sendJSON(http.StatusOK, j.Roles[at])
 }

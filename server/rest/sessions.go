@@ -138,7 +138,7 @@ func (c *call) endSession() error {
 				return unavailable(err)
 			}
 			if len(list) == 0 { // somebody else's, or nobody's
-				return notFound()
+				return c.others()
 			}
 		}
 	}
