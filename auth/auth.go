@@ -1,12 +1,21 @@
 // Package auth answers two questions: who is asking (Verifier: token to Principal), and what may they do (Access:
 // Principal and Request to Decision).
 //
-// It promises that nothing is believed that was not verified: one strict gate stands before the signature library,
-// every claim that matters is mandatory, and a doubt is a refusal. It promises that access is denied unless scope, role,
-// purpose and (where the role asks for it) treatment relationship all say yes, and that every Decision names the rule,
-// the reason and the policy version it was made under. On a warm path both answers cost about a microsecond and no
-// allocation: verified tokens are cached under a keyed digest, roles are compiled to a snapshot that is swapped
-// atomically, and only relationships, which need the database, are cached with their epoch in the key.
+// It promises that nothing is believed that was not verified: one strict gate stands before the signature library, every claim that matters
+// is mandatory, and a doubt is a refusal. Each issuer is believed what it is trusted with and no more (IssuerConfig), and what it calls
+// somebody means nobody of another issuer's. A token that is bound to its sender by DPoP or a TLS certificate (Confirmation) is good for
+// nobody else. Whatever was revoked is dead with the next request here and within a second elsewhere, and an instance that has heard nothing
+// for five seconds judges no token (Revocations); a session that nobody uses, or that is too old, is over (Sessions).
+//
+// It promises that access is denied unless every gate says yes (decide.go): scope, role, purpose, the age and strength of the sign-in,
+// launch, treatment relationship, the patient's consent, sensitive segments; that a forbidding rule overcomes all of them; and that
+// every Decision names the rule, the reason and the policy version it was made under, so that it can be explained gate by gate and made
+// again (Replay). Roles come from tokens, where their issuer may give them, and from assignments, which end by themselves; of roles that
+// conflict nobody has any. What widens a policy takes a second person (Compare). Emergency access (Grant) opens one patient's records to
+// one person in one session, to read, for a while.
+//
+// On a warm path both answers cost about a microsecond and no allocation: verified tokens are cached under a keyed digest, policies are
+// compiled to a snapshot that is swapped atomically, and only facts that need the database are cached, with the epochs that they depend on.
 //
 // The package knows nothing of records, HTTP frameworks or databases: storages come in as small interfaces.
 package auth
