@@ -190,7 +190,7 @@ func (s *Server) client(c *fiber.Ctx) (address, from string) {
 		hops = append(hops, strings.Split(string(v), ",")...)
 	}
 	for i := len(hops) - 1; i >= 0; i-- {
-		a, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		a, err := hop(strings.TrimSpace(hops[i]))
 		if err != nil {
 			return peer, ""
 		}
@@ -199,6 +199,14 @@ func (s *Server) client(c *fiber.Ctx) (address, from string) {
 		}
 	}
 	return peer, ""
+}
+
+// hop reads an address as proxies write it: some with the port of the connection, or in brackets.
+func hop(text string) (netip.Addr, error) {
+	if p, err := netip.ParseAddrPort(text); err == nil {
+		return p.Addr(), nil
+	}
+	return netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
 }
 
 func (s *Server) proxied(address string) bool {
