@@ -286,7 +286,8 @@ func (a *attempt) checkConsent(ctx context.Context, c *change) *Error {
 	}
 	role := a.access.Filter(ctx, p, auth.Request{Interaction: auth.Search, Type: c.ref.Type, Purpose: a.caller.Purpose})
 	if !role.Exempt && opens&^role.Segments != 0 { // what the role opens needs no consent
-		return a.overrule(fail(Unprocessable, "business-rule", "a consent that opens sensitive records to its writer is recorded by somebody else").at("Consent.provision"))
+		a.decision.Allowed, a.decision.Reason = false, auth.ReasonSegment
+		return fail(Unprocessable, "business-rule", "a consent that opens sensitive records to its writer is recorded by somebody else").at("Consent.provision")
 	}
 	return nil
 }
@@ -304,7 +305,8 @@ func (a *attempt) checkRestriction(ctx context.Context, c *change) *Error {
 			return unavailable(err)
 		}
 		if slices.ContainsFunc(rules, func(r auth.ConsentRule) bool { return r.Consent == c.ref.ID && !r.Permit && r.Actor == who }) {
-			return a.overrule(fail(Unprocessable, "business-rule", "a consent that denies something to its writer is changed by somebody else"))
+			a.decision.Allowed, a.decision.Reason = false, auth.ReasonConsent
+			return fail(Unprocessable, "business-rule", "a consent that denies something to its writer is changed by somebody else")
 		}
 	}
 	return nil

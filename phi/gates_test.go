@@ -202,6 +202,15 @@ func TestSensitiveSegments(t *testing.T) {
 	wantKind(t, err, phi.NotFound)
 	_, err = w.Records.Update(ctx, rivera, made.Ref, []byte(strings.Replace(labelled(w.mine.ID), `{`, `{"id":"`+made.ID+`",`, 1)), 0)
 	wantKind(t, err, phi.NotFound)
+	// Of the refusal the event says what stayed shut, and whose it is, whatever the new content names.
+	w.treat(drRivera, w.other)
+	events := w.during(func() {
+		_, err = w.Records.Update(ctx, rivera, made.Ref, []byte(strings.Replace(labelled(w.other.ID), `{`, `{"id":"`+made.ID+`",`, 1)), 0)
+	})
+	wantKind(t, err, phi.NotFound)
+	if len(events) != 1 || events[0].Patient != w.mine.ID || events[0].Decision.Reason != string(auth.ReasonSegment) || !strings.Contains(string(events[0].Detail), "part2") {
+		t.Errorf("recorded %+v", events)
+	}
 	// A version of the time when it was in a segment stays shut when the record is not any more.
 	if _, err := w.Records.Update(ctx, backend(), made.Ref, []byte(strings.Replace(labelled(w.mine.ID), `{`, `{"id":"`+made.ID+`",`, 1)), 0); err != nil {
 		t.Fatal(err)
@@ -248,8 +257,13 @@ func TestConsentIsToldOf(t *testing.T) {
 		`{"type":"permit",` + toRivera + `,` + ofNotes + `}`, `{"type":"deny","provision":[{"type":"permit",` + toRivera + `,` + ofSUD + `}]}`,
 		`{"type":"permit",` + ofSUD + `}`, // everybody is himself, too
 	} {
-		_, err = w.Records.Create(ctx, w.as("dr-rivera"), "Consent", []byte(consent(w.mine.ID, provision)), nil)
+		events = w.during(func() {
+			_, err = w.Records.Create(ctx, w.as("dr-rivera"), "Consent", []byte(consent(w.mine.ID, provision)), nil)
+		})
 		wantKind(t, err, phi.Unprocessable)
+		if len(events) != 1 || events[0].Decision.Reason != string(auth.ReasonSegment) {
+			t.Errorf("recorded %+v", events)
+		}
 	}
 	if _, err = w.Records.Create(ctx, w.as("dr-rivera"), "Consent", []byte(consent(w.mine.ID, `{"type":"permit",`+toChen+`,`+ofSUD+`}`)), nil); err != nil {
 		t.Errorf("a consent to another: %v", err)

@@ -32,6 +32,8 @@ type change struct {
 
 	decision auth.Decision
 	view     view
+	segment  auth.Segment // that the decision was about
+	about    string       // of whom it was, where that is not the first of patients
 	patients []string
 	current  *Sealed // current version, a tombstone too; nil when there is none
 	existing *Sealed // what a conditional create matched: nothing is written
@@ -253,8 +255,8 @@ func (a *attempt) write(ctx context.Context, changes []*change, guards []*guard)
 
 // blame makes the event of the refusal speak of the change at fault.
 func (a *attempt) blame(c *change) {
-	a.ref, a.version, a.decision, a.view, a.patient = c.ref, 0, c.decision, c.view, ""
-	if len(c.patients) > 0 {
+	a.ref, a.version, a.decision, a.view, a.segment, a.patient = c.ref, 0, c.decision, c.view, c.segment, c.about
+	if a.patient == "" && len(c.patients) > 0 {
 		a.patient = c.patients[0]
 	}
 }
@@ -335,7 +337,8 @@ func (a *attempt) present(ctx context.Context, changes []*change) (map[Ref]*Seal
 
 // authorise decides about one change: on the type, on the patients it names, and on those of the version it replaces.
 func (a *attempt) authorise(ctx context.Context, c *change) *Error {
-	defer func() { c.decision, c.view = a.decision, a.view }()
+	a.segment = auth.SegmentGeneral
+	defer func() { c.decision, c.view, c.segment = a.decision, a.view, a.segment }()
 	if e := a.permit(c.verb.letter, c.ref.Type); e != nil {
 		return e
 	}
@@ -353,9 +356,12 @@ func (a *attempt) authorise(ctx context.Context, c *change) *Error {
 		case e.Kind == NotFound:
 			// What may not be known to exist is treated as what does not, up to the last: only that the id is taken has to be told.
 			// The event says why.
-			refusal := a.decision
+			refusal, segment := a.decision, a.segment
+			if len(c.current.Patients) > 0 {
+				c.about = c.current.Patients[0]
+			}
 			hidden, c.current = true, nil
-			defer func() { a.decision = refusal }()
+			defer func() { a.decision, a.segment = refusal, segment }()
 		default:
 			return e
 		}
@@ -411,10 +417,6 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 			return fail(Unprocessable, "not-found", "the patient that is referred to is not one of this server's").at(at)
 		}
 	}
-	// What may be written need not be for the writer to read: of new content it is not asked whether its segment is open.
-	if e := a.checkConsent(ctx, c); e != nil {
-		return e
-	}
 	// One patient of several is enough to see a record, not to put it into the charts of the others: each that the version
 	// before did not name is decided about.
 	// Nor to say who treats them: a relative's physician sees a care team, and does not join it.
@@ -425,10 +427,14 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 				continue
 			}
 			if e := a.admit(ctx, letter, c.ref.Type, []string{patient}, segmentGeneral, denied); e != nil {
+				if c.about == "" {
+					c.about = patient
+				}
 				return e
 			}
 		}
 	}
+	// What may be written need not be for the writer to read: of new content it is not asked whether its segment is open.
 	e := a.admit(ctx, letter, c.ref.Type, c.patients, segmentGeneral, denied)
 	if e != nil && e.Kind == Denied && len(c.patients) == 0 && belongs(c.ref.Type) {
 		return fail(Unprocessable, "required", "a record of this type must refer to its patient, as Patient/id").at(c.ref.Type)
@@ -437,7 +443,10 @@ func (a *attempt) authoriseContent(ctx context.Context, c *change, letter auth.I
 		a.decision.Allowed, a.decision.Reason = false, auth.ReasonScope
 		return denied()
 	}
-	return e
+	if e != nil {
+		return e
+	}
+	return a.checkConsent(ctx, c)
 }
 
 // errNoPatient is the cause that an import can wait for.
