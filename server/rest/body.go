@@ -2,6 +2,7 @@ package rest
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 
 	"github.com/valyala/fasthttp"
@@ -43,7 +44,7 @@ func (s *Server) vouched(h *fasthttp.RequestHeader) bool {
 		}
 	}
 	_, err := s.cfg.Verifier.Authenticate(s.ctx, shown)
-	if err != nil && failed != nil {
+	if failed != nil && errors.Is(err, auth.ErrToken) {
 		failed.charge(strangers, forgedCost, s.limits.clock())
 	}
 	return err == nil
