@@ -2,6 +2,7 @@ package rest
 
 import (
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"math"
 	"strconv"
@@ -17,6 +18,9 @@ type Rate struct {
 	Burst     int
 }
 
+// longestFill bounds how long a bucket takes to fill: its times are far from where they would overflow.
+const longestFill = 1000 * time.Hour
+
 // UnmarshalText reads "RATE/BURST", tokens a second and tokens at most, or "off".
 func (r *Rate) UnmarshalText(text []byte) error {
 	if string(text) == "off" {
@@ -31,6 +35,9 @@ func (r *Rate) UnmarshalText(text []byte) error {
 	most, err := strconv.Atoi(burst)
 	if err != nil || most < 1 || most > 1e9 {
 		return errors.New("a rate is RATE/BURST, and BURST a whole number of 1 or more")
+	}
+	if float64(most)/perSecond > longestFill.Seconds() {
+		return fmt.Errorf("a rate is RATE/BURST, and an empty bucket fills within %v", longestFill)
 	}
 	*r = Rate{perSecond, most}
 	return nil

@@ -132,7 +132,7 @@ func TestRateText(t *testing.T) {
 			t.Errorf("%q is written as %q and read as %+v, %v", text, r, again, err)
 		}
 	}
-	for _, text := range []string{"", "20", "/", "20/", "/100", "-1/5", "0/5", "20/0", "20/1.5", "NaN/5", "Inf/5", "20/100/3", "1e300/5", "off/5"} {
+	for _, text := range []string{"", "20", "/", "20/", "/100", "-1/5", "0/5", "20/0", "20/1.5", "NaN/5", "Inf/5", "20/100/3", "1e300/5", "off/5", "0.01/1000000000"} {
 		var r Rate
 		if err := r.UnmarshalText([]byte(text)); err == nil {
 			t.Errorf("%q is read as %+v", text, r)
