@@ -3,7 +3,6 @@ package phitest
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/chartkeep/chartkeep/auth"
@@ -128,7 +127,7 @@ func (s *Storage) DecideEmergency(_ context.Context, id, by string, grant bool, 
 		return err
 	case s.emergencyState(e) != auth.EmergencyRequested:
 		return auth.ErrEmergencyDecided
-	case samePerson(by, e.Subject):
+	case auth.SamePerson(by, e.Subject):
 		return auth.ErrEmergencyPerson
 	}
 	e.DecidedBy, e.DecidedAt, e.State = by, s.now().UTC(), auth.EmergencyRefused
@@ -167,7 +166,7 @@ func (s *Storage) ReviewEmergency(_ context.Context, id string, r auth.Emergency
 	switch {
 	case err != nil:
 		return err
-	case samePerson(r.By, e.DecidedBy), samePerson(r.By, e.Subject):
+	case auth.SamePerson(r.By, e.DecidedBy), auth.SamePerson(r.By, e.Subject):
 		return auth.ErrEmergencyPerson
 	case e.ReviewBy.IsZero(), s.emergencyState(e) == auth.EmergencyGranted:
 		return auth.ErrEmergencyDecided
@@ -178,8 +177,4 @@ func (s *Storage) ReviewEmergency(_ context.Context, id string, r auth.Emergency
 	}
 	e.Reviews = append(e.Reviews, r)
 	return nil
-}
-
-func samePerson(a, b string) bool {
-	return strings.EqualFold(strings.TrimSpace(a), strings.TrimSpace(b))
 }

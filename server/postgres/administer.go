@@ -109,18 +109,22 @@ func (s *Policies) Version(ctx context.Context, version int64) (v auth.PolicyVer
 }
 
 // Versions lists versions of the policy, newest first, below one when it is not 0.
-func (s *Policies) Versions(ctx context.Context, below int64, limit int) (list []auth.PolicyVersion, err error) {
-	err = s.transact(ctx, "listing versions of the policy", "", "", "", func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT version, at, changed_by, coalesce(approved_by, ''), summary FROM policy_version
-			WHERE version < $1 OR $1 = 0 ORDER BY version DESC LIMIT $2`, below, limit)
+func (s *Policies) Versions(ctx context.Context, below int64, limit int) ([]auth.PolicyVersion, error) {
+	return listed(ctx, s, "listing versions of the policy", func(row pgx.CollectableRow) (v auth.PolicyVersion, err error) {
+		err = row.Scan(&v.Version, &v.At, &v.By, &v.ApprovedBy, &v.Summary)
+		v.At = v.At.UTC()
+		return v, err
+	}, `SELECT version, at, changed_by, coalesce(approved_by, ''), summary FROM policy_version WHERE version < $1 OR $1 = 0 ORDER BY version DESC LIMIT $2`, below, limit)
+}
+
+// listed collects the rows of a statement, in a transaction of its own.
+func listed[T any](ctx context.Context, s *Policies, doing string, scan pgx.RowToFunc[T], sql string, args ...any) (list []T, err error) {
+	err = s.transact(ctx, doing, "", "", "", func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, sql, args...)
 		if err != nil {
 			return err
 		}
-		list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (v auth.PolicyVersion, err error) {
-			err = row.Scan(&v.Version, &v.At, &v.By, &v.ApprovedBy, &v.Summary)
-			v.At = v.At.UTC()
-			return v, err
-		})
+		list, err = pgx.CollectRows(rows, scan)
 		return err
 	})
 	return list, err
@@ -171,7 +175,7 @@ func (s *Policies) Propose(ctx context.Context, p *auth.Proposal, dry bool) erro
 		}
 		if _, err = tx.Exec(ctx, `INSERT INTO policy_proposal (id, base, document, changes, widens, reason, state, requested_by, requested_at, expires_at, decided_at, version)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, nullif($12::bigint, 0))`, p.ID, p.Base, document, changes, p.Widens, p.Reason, p.State, p.RequestedBy,
-			p.RequestedAt, p.ExpiresAt, nullTime(p.DecidedAt), p.Version); err != nil {
+			p.RequestedAt, p.ExpiresAt, optional(p.DecidedAt), p.Version); err != nil {
 			return err
 		}
 		if dry {
@@ -183,13 +187,6 @@ func (s *Policies) Propose(ctx context.Context, p *auth.Proposal, dry bool) erro
 		return nil
 	}
 	return err
-}
-
-func nullTime(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
-	}
-	return &t
 }
 
 // apply makes a document the policy, and says under which epoch.
@@ -261,17 +258,9 @@ func scanProposal(row pgx.CollectableRow) (*auth.Proposal, error) {
 }
 
 // Proposals lists changes, newest first, after one when it is not "".
-func (s *Policies) Proposals(ctx context.Context, after string, limit int) (list []*auth.Proposal, err error) {
-	err = s.transact(ctx, "listing proposals", "", "", "", func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT `+proposalColumns+` FROM policy_proposal
-			WHERE $1 = '' OR (requested_at, id) < (SELECT requested_at, id FROM policy_proposal WHERE id = nullif($1, '')::uuid) ORDER BY requested_at DESC, id DESC LIMIT $2`, after, limit)
-		if err != nil {
-			return err
-		}
-		list, err = pgx.CollectRows(rows, scanProposal)
-		return err
-	})
-	return list, err
+func (s *Policies) Proposals(ctx context.Context, after string, limit int) ([]*auth.Proposal, error) {
+	return listed(ctx, s, "listing proposals", scanProposal, `SELECT `+proposalColumns+` FROM policy_proposal
+		WHERE $1 = '' OR (requested_at, id) < (SELECT requested_at, id FROM policy_proposal WHERE id = nullif($1, '')::uuid) ORDER BY requested_at DESC, id DESC LIMIT $2`, after, limit)
 }
 
 // Proposal returns one.
@@ -360,19 +349,11 @@ func scanAssignment(row pgx.CollectableRow) (*auth.AssignmentRecord, error) {
 }
 
 // Assignments lists who was assigned what, newest first.
-func (s *Policies) Assignments(ctx context.Context, f auth.AssignmentFilter) (list []*auth.AssignmentRecord, err error) {
-	err = s.transact(ctx, "listing assignments", "", "", "", func(tx pgx.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT `+assignmentColumns+` FROM role_assignment WHERE ($1 = '' OR subject = $1) AND ($2 = '' OR role = $2)
-			AND ($3 = '' OR $3 = CASE WHEN state = 'requested' AND expires_at <= now() THEN 'expired' ELSE state END)
-			AND ($4 = '' OR (requested_at, id) < (SELECT requested_at, id FROM role_assignment WHERE id = nullif($4, '')::uuid))
-			ORDER BY requested_at DESC, id DESC LIMIT $5`, f.Subject, f.Role, f.State, f.After, f.Limit)
-		if err != nil {
-			return err
-		}
-		list, err = pgx.CollectRows(rows, scanAssignment)
-		return err
-	})
-	return list, err
+func (s *Policies) Assignments(ctx context.Context, f auth.AssignmentFilter) ([]*auth.AssignmentRecord, error) {
+	return listed(ctx, s, "listing assignments", scanAssignment, `SELECT `+assignmentColumns+` FROM role_assignment WHERE ($1 = '' OR subject = $1) AND ($2 = '' OR role = $2)
+		AND ($3 = '' OR $3 = CASE WHEN state = 'requested' AND expires_at <= now() THEN 'expired' ELSE state END)
+		AND ($4 = '' OR (requested_at, id) < (SELECT requested_at, id FROM role_assignment WHERE id = nullif($4, '')::uuid))
+		ORDER BY requested_at DESC, id DESC LIMIT $5`, f.Subject, f.Role, f.State, f.After, f.Limit)
 }
 
 // Assignment returns one.
@@ -396,7 +377,7 @@ func assignment(ctx context.Context, tx pgx.Tx, id string) (*auth.AssignmentReco
 func heldRoles(ctx context.Context, tx pgx.Tx, a *auth.AssignmentRecord) ([]string, error) {
 	rows, err := tx.Query(ctx, `SELECT role FROM role_assignment WHERE subject = $1 AND id <> $2
 		AND (state = 'approved' OR state = 'requested' AND expires_at > now()) AND (until_at IS NULL OR until_at > $3 AND until_at > now())
-		AND ($4::timestamptz IS NULL OR from_at < $4)`, a.Subject, a.ID, a.From, nullTime(a.Until))
+		AND ($4::timestamptz IS NULL OR from_at < $4)`, a.Subject, a.ID, a.From, optional(a.Until))
 	if err != nil {
 		return nil, err
 	}
@@ -434,8 +415,8 @@ func (s *Policies) Assign(ctx context.Context, a *auth.AssignmentRecord) error {
 			a.DecidedAt = a.RequestedAt
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO role_assignment (id, subject, role, from_at, until_at, reason, approval, state, requested_by, requested_at, expires_at, decided_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`, a.ID, a.Subject, a.Role, a.From, nullTime(a.Until), a.Reason, a.Approval, a.State, a.RequestedBy,
-			a.RequestedAt, a.ExpiresAt, nullTime(a.DecidedAt))
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)`, a.ID, a.Subject, a.Role, a.From, optional(a.Until), a.Reason, a.Approval, a.State, a.RequestedBy,
+			a.RequestedAt, a.ExpiresAt, optional(a.DecidedAt))
 		return err
 	})
 }

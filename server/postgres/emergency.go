@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -200,7 +199,7 @@ func (s *AuthStorage) ReviewEmergency(ctx context.Context, id string, r auth.Eme
 		switch {
 		case err != nil:
 			return err
-		case strings.EqualFold(strings.TrimSpace(r.By), strings.TrimSpace(e.DecidedBy)):
+		case auth.SamePerson(r.By, e.DecidedBy):
 			return auth.ErrEmergencyPerson
 		case e.ReviewBy.IsZero() || e.State == auth.EmergencyGranted:
 			return auth.ErrEmergencyDecided

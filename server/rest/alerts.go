@@ -61,14 +61,11 @@ func (c *call) alerts() error {
 	if err != nil {
 		return err
 	}
-	q := compliance.AlertQuery{State: compliance.AlertState(asked["state"]), Before: asked["before"]}
+	q := compliance.AlertQuery{State: compliance.AlertState(asked["state"])}
 	if states := []string{"new", "seen", "closed"}; q.State != "" && !slices.Contains(states, string(q.State)) {
 		return faulty(&fault{text: "not one of the states", parameter: "state", position: -1, allowed: states})
 	}
-	if q.Before != "" && !isUUID(q.Before) {
-		return faulty(&fault{text: "not an id", parameter: "before", position: -1})
-	}
-	if q.Limit, err = upTo(audit.MaxPage, asked, "limit", 50); err != nil {
+	if q.Before, q.Limit, err = older(asked); err != nil {
 		return err
 	}
 	if _, err := c.record(c.s.cfg.Level.Other, c.adminEvent(audit.TypeAuditLogUsed)); err != nil {
@@ -89,6 +86,15 @@ func (c *call) alerts() error {
 		page.Next = list[len(list)-1].ID
 	}
 	return c.sendJSON(http.StatusOK, page)
+}
+
+// older reads the parameters of a list that goes back: the id to go on after, and how many.
+func older(asked map[string]string) (before string, limit int, err error) {
+	if before = asked["before"]; before != "" && !isUUID(before) {
+		return "", 0, faulty(&fault{text: "not an id", parameter: "before", position: -1})
+	}
+	limit, err = upTo(audit.MaxPage, asked, "limit", 50)
+	return before, limit, err
 }
 
 // moveAlert says that the caller has seen or closed one.

@@ -134,7 +134,7 @@ func (c *call) requestEmergency() error {
 		return unprocessable("text", "from 20 to 2000 characters are needed")
 	}
 	e := &auth.EmergencyAccess{
-		ID: newUUID(), Subject: c.principal.Subject, Session: c.principal.Session, Client: c.principal.Client, Patient: asked.Patient, Reason: asked.Reason,
+		ID: utils.UUIDv4(), Subject: c.principal.Subject, Session: c.principal.Session, Client: c.principal.Client, Patient: asked.Patient, Reason: asked.Reason,
 	}
 	e.Justification = c.s.cfg.Records.SealRemark(asked.Text, aboutEmergency(e.ID))
 	if err := c.emergency(e, []byte(e.Reason), func(intent string) error {
@@ -229,9 +229,6 @@ func isUUID(id string) bool {
 	return err == nil && parsed.String() == id
 }
 
-// newUUID makes a random UUID.
-func newUUID() string { return utils.UUIDv4() }
-
 // emergencyRegister lists emergency access, newest first: officers' lists hold everybody's, all others' their own.
 func (c *call) emergencyRegister() error {
 	if c.s.cfg.Emergencies == nil {
@@ -241,7 +238,7 @@ func (c *call) emergencyRegister() error {
 	if err != nil {
 		return err
 	}
-	q := auth.EmergencyQuery{Subject: asked["subject"], Patient: asked["patient"], Review: asked["review"], Before: asked["before"]}
+	q := auth.EmergencyQuery{Subject: asked["subject"], Patient: asked["patient"], Review: asked["review"]}
 	if c.own {
 		if q.Subject != "" && q.Subject != c.principal.Subject {
 			return c.others()
@@ -251,10 +248,7 @@ func (c *call) emergencyRegister() error {
 	if reviews := []string{"due", "overdue", "done"}; q.Review != "" && !slices.Contains(reviews, q.Review) {
 		return faulty(&fault{text: "not one of the states", parameter: "review", position: -1, allowed: reviews})
 	}
-	if q.Before != "" && !isUUID(q.Before) {
-		return faulty(&fault{text: "not an id", parameter: "before", position: -1})
-	}
-	if q.Limit, err = upTo(audit.MaxPage, asked, "limit", 50); err != nil {
+	if q.Before, q.Limit, err = older(asked); err != nil {
 		return err
 	}
 	look := c.adminEvent(audit.TypePolicy)
