@@ -54,7 +54,7 @@ func (s *Server) vouched(h *fasthttp.RequestHeader) bool {
 // one the head is gone by now.
 func (c *call) tooLarge(r *refusal) *refusal {
 	h := &c.http.Request().Header
-	if len(h.PeekAll("Authorization")) == 0 {
+	if len(h.Host()) == 0 {
 		return r
 	}
 	if err := c.authenticate(); err != nil {
