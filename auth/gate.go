@@ -331,6 +331,9 @@ func printable(s string, most int) bool {
 	return true
 }
 
+// ValidSubject reports whether s can be a Principal.Subject: what no token can name is given no role, whatever it looks like.
+func ValidSubject(s string) bool { return printable(s, 400) && strings.TrimSpace(s) == s }
+
 // readable reports whether s, a display name, is printable text in any script.
 func readable(s string) bool {
 	if utf8.RuneCountInString(s) > maxName {

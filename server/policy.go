@@ -412,6 +412,8 @@ func (v *policyAssignVerb) Run(ctx context.Context, t terminal) error {
 		return usage("--approve, --end and --list stand for themselves")
 	case !v.List && id == "" && v.Role == "":
 		return usage("name a subject and a role, or give --approve, --end or --list")
+	case v.Subject != "" && !auth.ValidSubject(v.Subject):
+		return usage("it is the subject of tokens, printable and of at most 400 bytes")
 	case !v.List && by == "":
 		return usage("--by is missing: roles are given and ended by somebody, by name")
 	case !v.List && v.Approve == "" && (reason == "" || len(reason) > 500):

@@ -101,6 +101,7 @@ func TestPolicyVerb(t *testing.T) {
 		{[]string{"apply", same, "--by", "Sam Root", "--reason", "x"}, 1, "nothing would change"},
 		{[]string{"assign", "s-1"}, 2, "name a subject and a role"},
 		{[]string{"assign", "s-1", "nurse", "--reason", "x"}, 2, "--by"},
+		{[]string{"assign", "s-1\u200b", "nurse", "--reason", "x", "--by", "Sam Root"}, 2, "subject of tokens"},
 		{[]string{"assign", "s-1", "backend", "--reason", "x", "--by", "Sam Root"}, 1, "workforce"},
 		{[]string{"assign", "Sam Root", "nurse", "--reason", "x", "--by", "sam root"}, 1, "himself"},
 	} {

@@ -3,7 +3,6 @@ package rest
 import (
 	"net/http"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/gofiber/fiber/v2/utils"
@@ -127,7 +126,7 @@ func (c *call) assign() error {
 	switch {
 	case err != nil:
 		return err
-	case !validSubject(asked.Subject):
+	case !auth.ValidSubject(asked.Subject):
 		return wrong("/subject", "it is the subject of tokens, printable and of at most 400 bytes")
 	case asked.Role == "" || len(asked.Role) > 63:
 		return wrong("/role", "it is the name of a role")
@@ -150,11 +149,6 @@ func (c *call) assign() error {
 		status = http.StatusAccepted
 	}
 	return c.sendJSON(status, newAssignmentJSON(a))
-}
-
-// validSubject reports whether a text can be a subject of tokens.
-func validSubject(s string) bool {
-	return s != "" && len(s) <= 400 && strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' })
 }
 
 // approveAssignment puts one into force that waits.

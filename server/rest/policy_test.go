@@ -331,6 +331,7 @@ func TestRolesAreAssigned(t *testing.T) {
 		`{"subject": "lee", "role": "nurse"}`:                                                 {422, "/reason", "reason"},
 		`{"subject": "", "role": "nurse", "reason": "x"}`:                                     {422, "/subject", "subject"},
 		`{"subject": "a\nb", "role": "nurse", "reason": "x"}`:                                 {422, "/subject", "subject"},
+		`{"subject": "leе", "role": "nurse", "reason": "x"}`:                                  {422, "/subject", "subject"}, // a Cyrillic letter
 		`{"subject": "lee", "role": "", "reason": "x"}`:                                       {422, "/role", "role"},
 		`{"subject": "lee", "role": "nurse", "until": "2020-01-01T00:00:00Z", "reason": "x"}`: {422, "/until", "to come"},
 		`{"subject": "lee", "role": "nurse", "from": "tomorrow", "reason": "x"}`:              {400, "/from", "another type"},

@@ -114,7 +114,7 @@ func (c *call) lookedAt(t audit.Type, subject string) error {
 // pathText is an identifier of an issuer's in the path, percent-encoded.
 func (c *call) pathText(name string) (string, error) {
 	text, err := url.PathUnescape(c.http.Params(name))
-	if err != nil || !validSubject(text) {
+	if err != nil || !auth.ValidSubject(text) {
 		return "", notFound()
 	}
 	return strings.Clone(text), nil
@@ -231,7 +231,7 @@ func (c *call) postRevocation() error {
 		return unprocessable("/kind", "there is no such kind", revocationKinds()...)
 	case (asked.ID == "") != (kind == auth.RevokeAll):
 		return unprocessable("/id", "what to revoke, and nothing for all")
-	case asked.ID != "" && !validSubject(asked.ID):
+	case asked.ID != "" && !auth.ValidSubject(asked.ID):
 		return unprocessable("/id", "printable, and of at most 400 bytes")
 	case asked.NotBefore.After(time.Now().AddDate(1, 0, 0)) || !asked.NotBefore.IsZero() && asked.NotBefore.Year() < 1970:
 		return unprocessable("/not_before", "a time, within a year from now at most; to end somebody's access for good there is /v1/workforce")
