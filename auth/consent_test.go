@@ -3,9 +3,12 @@ package auth
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 const (
@@ -327,4 +330,38 @@ func TestConsentsAllocateNothing(t *testing.T) {
 	}); n != 0 && !raceEnabled {
 		t.Errorf("%v allocations", n)
 	}
+}
+
+// TestJudgeConsentsAsDefined holds the one pass over the rules against the definition, read out rule by rule.
+func TestJudgeConsentsAsDefined(t *testing.T) {
+	now := time.Now()
+	rapid.Check(t, func(t *rapid.T) {
+		var rules []ConsentRule
+		for _, consent := range []string{"a", "b", "c"} {
+			for range rapid.IntRange(0, 4).Draw(t, "rules of "+consent) {
+				rules = append(rules, ConsentRule{
+					Consent: consent, Depth: rapid.IntRange(0, 3).Draw(t, "depth"), Permit: rapid.Bool().Draw(t, "permit"),
+					Actor:    rapid.SampledFrom([]string{"", "Practitioner/rivera"}).Draw(t, "actor"),
+					Segments: SegmentSet(rapid.SampledFrom([]int{0, 2, 4, 6}).Draw(t, "segments")),
+				})
+			}
+		}
+		segment := Segment(rapid.IntRange(0, 2).Draw(t, "segment"))
+		var denied, opened bool
+		for i := range rules {
+			c := &rules[i]
+			overruled := slices.ContainsFunc(rules, func(o ConsentRule) bool {
+				return o.Consent == c.Consent && o.Permit != c.Permit && o.about("Goal", segment, "TREAT", now) &&
+					(o.Depth > c.Depth || c.Permit && o.Depth == c.Depth)
+			})
+			if !c.about("Goal", segment, "TREAT", now) || overruled {
+				continue
+			}
+			denied = denied || !c.Permit
+			opened = opened || c.opens(segment)
+		}
+		if d, o := JudgeConsents(rules, "Goal", segment, "TREAT", now); d != denied || o != opened {
+			t.Fatalf("denied %t, opened %t, want %t, %t of %+v", d, o, denied, opened, rules)
+		}
+	})
 }

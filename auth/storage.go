@@ -104,7 +104,7 @@ type Actor struct {
 type Fact struct {
 	Related  string        // where the treatment relationship comes from ("Encounter", "CareTeam", "grant"); "" when there is none now
 	Until    time.Time     // when that ends by itself (the end of a period and of its tail); zero: not foreseeable
-	Consents []ConsentRule // of the patient, about everybody or the actor; those that are over may be left out
+	Consents []ConsentRule // of the patient, about everybody or the actor; those of one Consent beside each other, and those that are over may be left out
 
 	// The shards that it depends on: the practitioner's in Epochs.Relationship, the patient's in Epochs.Consent.
 	RelationshipShard, ConsentShard uint8

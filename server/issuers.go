@@ -276,7 +276,14 @@ func fetchMetadata(ctx context.Context, issuer string) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading issuer metadata: %w", err)
 	}
-	res, err := http.DefaultClient.Do(req)
+	// What the issuer says of itself comes from the issuer's own host, as its keys do.
+	client := http.Client{CheckRedirect: func(next *http.Request, via []*http.Request) error {
+		if next.URL.Scheme != req.URL.Scheme || next.URL.Host != req.URL.Host || len(via) > 3 {
+			return errors.New("redirect leaves the issuer")
+		}
+		return nil
+	}}
+	res, err := client.Do(req)
 	if err != nil {
 		return nil, fmt.Errorf("reading issuer metadata: %w", err)
 	}

@@ -20,7 +20,7 @@ const factsSQL = `SELECT p.place, coalesce(t.source, ''), nullif(t.until, 'infin
 	LEFT JOIN LATERAL (SELECT v.source, v.until FROM treating v WHERE v.practitioner = $1 AND v.patient = p.patient
 		ORDER BY v.until DESC, v.source COLLATE "C" LIMIT 1) t ON true
 	LEFT JOIN consent_rule c ON c.patient = p.patient AND c.actor = ANY ($3) AND now() < c.ends
-	ORDER BY p.place`
+	ORDER BY p.place, c.consent`
 
 // Facts implements auth.Storage.
 func (s *AuthStorage) Facts(ctx context.Context, a auth.Actor, patients []string) ([]auth.Fact, error) {
