@@ -260,7 +260,7 @@ func TestOutages(t *testing.T) {
 			outage.play(t)
 			began := time.Now()
 			for stats := log.Stats(); stats.Lag > time.Second || stats.Shipped == before; stats = log.Stats() {
-				if time.Since(began) > 30*time.Second {
+				if time.Since(began) > 90*time.Second {
 					t.Fatalf("the trail does not catch up: %d events behind, %v", stats.Pending, stats.Lag)
 				}
 				time.Sleep(10 * time.Millisecond)
